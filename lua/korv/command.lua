@@ -1,0 +1,185 @@
+--- The command `korv`: `serve` and `call`. Everything that it does goes through the modules that a program would use.
+-- @module korv.command
+
+local argparse = require "argparse"
+local korv = require "korv"
+local loader = require "korv.loader"
+local pretty = require "korv.pretty"
+local uv = require "luv"
+
+local command = {}
+
+local USAGE, FAILED = 64, 1
+
+local function complain(...) io.stderr:write("korv: ", string.format(...), "\n") end
+
+-- serve -----------------------------------------------------------------------------------------------------------------------------
+
+local function add_serve(parser)
+  local serve = parser:command("serve", "Serve endpoint scripts.")
+  serve:argument("script", "A script, or a folder that stands for its *.lua."):args "+"
+  serve:option("--host", "The address to listen on (default: all interfaces, IPv6 and IPv4)."):argname "ADDR"
+  serve:option("--port", "The port; 0 takes a free one (default: 8022)."):argname "N":convert(tonumber)
+  serve:option("--host-key", "A host key; made where it is missing (default: ssh_host_ed25519_key). May be given again."):argname "FILE":count "*"
+  serve:option("--authorized-keys", "Who may log in (default: authorized_keys)."):argname "FILE"
+  serve:epilog [[
+Example:
+  cat ~/.ssh/id_ed25519.pub >> authorized_keys
+  korv serve --port 8022 endpoints/]]
+end
+
+local function load_scripts(server, paths)
+  local scripts, message = loader.find(paths)
+  if not scripts then return nil, message end
+  for _, path in ipairs(scripts) do
+    local ok
+    ok, message = loader.load(path, server.app)
+    if not ok then return nil, message end
+  end
+  return true
+end
+
+local function announce(server, host)
+  local shown = {}
+  for i, key in ipairs(server.host_keys) do shown[i] = ("%s (%s)"):format(key.fingerprint, key.type) end
+  print(("korv: listening on %s port %d, host key %s"):format(host or "all interfaces,", server.port, table.concat(shown, ", ")))
+  io.stdout:flush()
+end
+
+local function stop_on_signals(server)
+  for _, name in ipairs { "sigint", "sigterm" } do
+    local signal = uv.new_signal()
+    signal:start(name, function() server:stop() end)
+    signal:unref()
+  end
+end
+
+function command.serve(options)
+  local server, message = korv.server {
+    host = options.host, port = options.port, authorized_client_keys = options.authorized_keys,
+    host_keys = #options.host_key > 0 and options.host_key or nil,
+  }
+  local ok = server
+  if server then ok, message = load_scripts(server, options.script) end
+  if ok then ok, message = server:listen() end
+  if not ok then
+    complain("%s", message)
+    return FAILED
+  end
+  announce(server, options.host)
+  stop_on_signals(server)
+  korv.run()
+  return 0
+end
+
+-- call ------------------------------------------------------------------------------------------------------------------------------
+
+local function add_call(parser)
+  local call = parser:command("call", "Call an endpoint and print the body of its answer.")
+  call:argument("target", "[USER@]HOST[:PORT]; an IPv6 address in brackets: [::1]:8022."):argname "HOST"
+  call:argument("verb", "GET, STORE, UPDATE or DELETE."):argname "VERB":convert(string.upper)
+  call:argument("resource", "Such as /hello or '/search?q=lua'."):argname "RESOURCE"
+  call:argument("body", "JSON; - reads it from standard input."):argname "BODY":args "?"
+  call:option("-i --identity", "A private key (default: ~/.ssh/id_ed25519, id_ecdsa, id_rsa). May be given again."):argname "KEY":count "*"
+  call:option("--known-hosts", "The keys of known hosts (default: ~/.ssh/known_hosts)."):argname "FILE"
+  call:flag("--accept-new", "Add the key of an unknown host to that file; a changed one is refused all the same.")
+  call:flag("--ssh", "Go through the ssh command, with its configuration, agent and jump hosts.")
+  call:option("--timeout", "Seconds to wait (default: 30)."):argname "S":convert(tonumber)
+  call:epilog [[
+What is not a success goes to standard error as one line, `404 null`, and the exit status is the first digit of its code; 1 is a
+connection that failed.
+
+Examples:
+  korv call localhost GET /hello
+  korv call -i ~/.ssh/id_ed25519 api.example:8022 STORE /users/ann '{"age": 7}'
+  echo '{"age": 7}' | korv call api.example STORE /users/ann -]]
+end
+
+-- [USER@]HOST[:PORT]. nil: it is none.
+local function parse_target(text)
+  local user, rest = text:match "^([^@]+)@(.+)$"
+  rest = rest or text
+  local host, port = rest:match "^%[([^%[%]]+)%]:(%d+)$"
+  if not host then host = rest:match "^%[([^%[%]]+)%]$" end
+  if not host then host, port = rest:match "^([^:]+):(%d+)$" end
+  if not host then host = rest:match "^[^:%[%]]+$" end
+  return host, tonumber(port), user
+end
+
+local function read_body(text)
+  if text == "-" then text = io.read "a" end
+  if text == nil then return nil end
+  local body, message = korv.json.decode(text)
+  if body == nil then return nil, ("the body is not JSON: %s (text needs quotes of its own: '\"text\"')"):format(message) end
+  return body
+end
+
+local function show(response)
+  local body = response.body
+  if response.code < 200 or response.code > 299 then
+    io.stderr:write(("%d %s\n"):format(response.code, korv.json.encode(body)))
+    return response.code // 100
+  end
+  local on_terminal = uv.guess_handle(1) == "tty"
+  io.stdout:write(on_terminal and pretty(body) or korv.json.encode(body), "\n")
+  return 0
+end
+
+local function connect(options, host, port, user)
+  return korv.client {
+    host = host, port = port, user = user, client_keys = #options.identity > 0 and options.identity or nil,
+    known_hosts = options.known_hosts, accept_new = options.accept_new, ssh = options.ssh, timeout = options.timeout,
+  }
+end
+
+function command.call(options)
+  local host, port, user = parse_target(options.target)
+  if not host then
+    complain("%s is not [USER@]HOST[:PORT]", options.target)
+    return USAGE
+  end
+  local body, message = read_body(options.body)
+  if message then
+    complain("%s", message)
+    return USAGE
+  end
+  local client, response
+  client, message = connect(options, host, port, user)
+  if client then response, message = client:call(options.verb, options.resource, body) end
+  if client then client:close() end
+  if not response then
+    complain("%s", message)
+    return FAILED
+  end
+  return show(response)
+end
+
+-- The command line ------------------------------------------------------------------------------------------------------------------
+
+local function new_parser()
+  local parser = argparse("korv", "An API over SSH: endpoints are Lua functions, clients log in with the SSH keys that they have.")
+  parser:command_target "command"
+  parser:require_command(true)
+  parser:flag("--version", "Print the version."):action(function()
+    print("korv " .. korv.version)
+    os.exit(0)
+  end)
+  add_serve(parser)
+  add_call(parser)
+  return parser
+end
+
+--- Runs the command.
+-- @tparam {string,...} arguments
+-- @treturn int the exit status
+function command.main(arguments)
+  local parser = new_parser()
+  local ok, options = parser:pparse(arguments)
+  if not ok then
+    complain("%s\n%s", options, "Try: korv --help")
+    return USAGE
+  end
+  return command[options.command](options)
+end
+
+return command

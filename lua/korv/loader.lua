@@ -1,0 +1,72 @@
+--- Loads endpoint scripts: each returns a function that gets the app and registers on it.
+-- @module korv.loader
+
+local uv = require "luv"
+
+local loader = {}
+
+local function is_folder(path)
+  local stat = uv.fs_stat(path)
+  return stat and stat.type == "directory"
+end
+
+-- The *.lua in a folder, in the order of their names.
+local function scripts_in(folder)
+  local names, scan = {}, uv.fs_scandir(folder)
+  local name = scan and uv.fs_scandir_next(scan)
+  while name do
+    if name:find "%.lua$" and not name:find "^%." then names[#names + 1] = folder .. "/" .. name end
+    name = uv.fs_scandir_next(scan)
+  end
+  table.sort(names)
+  return names
+end
+
+--- The scripts that paths stand for.
+-- @tparam {string,...} paths files, and folders, which stand for their *.lua
+-- @treturn ?{string,...}
+-- @treturn ?string message
+-- @treturn ?string name
+function loader.find(paths)
+  local found = {}
+  for _, path in ipairs(paths) do
+    local list = { path }
+    if is_folder(path) then
+      list = scripts_in((path:gsub("/+$", "")))
+      if #list == 0 then return nil, path .. ": no *.lua in this folder", "ENOENT" end
+    end
+    table.move(list, 1, #list, #found + 1, found)
+  end
+  return found
+end
+
+-- `require` finds what lies beside the script.
+local function look_beside(path)
+  local folder = path:match "^(.*)/[^/]*$" or "."
+  local beside = folder .. "/?.lua;" .. folder .. "/?/init.lua;"
+  if not package.path:find(beside, 1, true) then package.path = beside .. package.path end
+end
+
+local function with_place(message) return type(message) == "string" and debug.traceback(message, 2) or message end
+
+--- Loads a script and lets it register its endpoints.
+-- @tparam string path
+-- @tparam App app
+-- @treturn ?boolean true
+-- @treturn ?string message with file and line
+-- @treturn ?string name
+function loader.load(path, app)
+  look_beside(path)
+  local chunk, message = loadfile(path, "t")
+  if not chunk then return nil, message, "ELOAD" end
+  local ok, register = xpcall(chunk, with_place)
+  if not ok then return nil, ("%s: %s"):format(path, tostring(register)), "ELOAD" end
+  if type(register) ~= "function" then
+    return nil, ("%s: a script returns a function that registers its endpoints: return function(app) … end"):format(path), "ELOAD"
+  end
+  ok, message = xpcall(register, with_place, app)
+  if not ok then return nil, ("%s: %s"):format(path, tostring(message)), "ELOAD" end
+  return true
+end
+
+return loader

@@ -1,0 +1,190 @@
+--- The server: host keys, who is let in, and the app that answers.
+-- @module korv.server
+
+local core = require "korv.core"
+local app = require "korv.app"
+local keys = require "korv.keys"
+local log = require "korv.log"
+local uv = require "luv"
+
+local Server = {}
+Server.__index = Server
+
+-- Every option with the type that it must have. What is nil takes its default from core or from here.
+local OPTIONS = {
+  host = "string", port = "number", host_keys = "table", authorized_client_keys = "string", passphrase = "string",
+  tracebacks = "boolean", json = "table", max_packet_size = "number",
+  max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
+  max_in_flight = "number", max_queued_bytes = "number", max_connections = "number", max_unauthenticated = "number",
+  max_channels = "number", max_auth_attempts = "number", login_timeout = "number",
+}
+
+local function check_options(options)
+  if type(options) ~= "table" then error("korv.server: options must be a table, as in korv.server { port = 8022 }", 3) end
+  for name, value in pairs(options) do
+    local wanted = OPTIONS[name]
+    if not wanted then error(("korv.server: unknown option '%s'"):format(tostring(name)), 3) end
+    if type(value) ~= wanted then
+      error(("korv.server: %s must be a %s, not a %s"):format(name, wanted, type(value)), 3)
+    end
+  end
+end
+
+local function load_host_keys(paths, passphrase)
+  local list, described = {}, {}
+  for i, path in ipairs(paths) do
+    local key, message, name = core.load_key(path, passphrase)
+    if not key and name == "ENOENT" then
+      key, message, name = core.make_key(path)
+      if key then log.info("made a new host key: %s", path) end
+    end
+    if not key then return nil, "host key " .. message, name end
+    local fingerprint, type = key:describe()
+    list[i], described[i] = key, { fingerprint = fingerprint, type = type, path = path }
+  end
+  return list, described
+end
+
+-- A request's table has `params` and `query` without anybody having made them.
+local Request = {}
+function Request.__index(request, field)
+  if field ~= "params" and field ~= "query" then return nil end
+  local empty = {}
+  rawset(request, field, empty)
+  return empty
+end
+
+-- The peer that a request sees. name: the key's comment in authorized_keys; login: what the client typed, which proves nothing.
+local function authorizer(set)
+  return function(_, _, fingerprint, login, address)
+    local entry = set[fingerprint]
+    if not entry then
+      log.info("refused the key %s from %s", fingerprint, address)
+      return nil
+    end
+    return { fingerprint = fingerprint, name = entry.name, roles = {}, address = address, login = login }
+  end
+end
+
+local function closed(peer, address, name, reason)
+  local who = peer and peer.name ~= "" and peer.name or peer and peer.fingerprint
+  if who then
+    log.debug("%s (%s) left: %s", who, address, reason)
+  else
+    log.info("no log-in from %s: %s (%s)", address, reason, name)
+  end
+end
+
+-- What the core asks when an endpoint did not bring an answer.
+local function failures(server)
+  local handlers = {}
+  function handlers.error(err, traceback) return app.failure(err, traceback, { tracebacks = server.tracebacks }) end
+  function handlers.result(request, code, body)
+    local message = app.invalid_result(server.app:entry(request), request, code, body)
+    log.error("%s", message)
+    return 500, { message = message }
+  end
+  function handlers.body(message)
+    log.error("an endpoint's body cannot be sent: %s", message)
+    return 500, { message = message }
+  end
+  return function(kind, ...) return handlers[kind](...) end
+end
+
+-- An app may choose another codec: the body is then a string of JSON on the way through the core.
+local function with_codec(json, handler)
+  if not json then return handler end
+  return function(request)
+    if request.body ~= nil then request.body = json.decode(core.json.encode(request.body)) end
+    local code, body = handler(request)
+    if body ~= nil then body = core.json.decode(json.encode(body)) end
+    return code, body
+  end
+end
+
+--- Makes a server and reads its keys. It listens from `start` or `listen` on.
+-- @tparam table options
+--
+-- - `host` the address to listen on (default: all interfaces, IPv6 and IPv4)
+-- - `port` (8022; 0 takes a free one)
+-- - `host_keys` a list of files (default `{ "ssh_host_ed25519_key" }`); one that is missing is made, ed25519
+-- - `authorized_client_keys` a file in authorized_keys format (`"authorized_keys"`)
+-- - `passphrase` of encrypted host keys
+-- - `tracebacks` whether a 500 carries its traceback (true); false: an id, under which the log has it
+-- - `json` another codec for bodies: a module with `encode` and `decode`, such as cjson
+-- - `max_packet_size` accepted for the first korv's sake; messages of any size are read
+-- - `max_message_bytes`, `max_packed_bytes`, `max_response_bytes` (16 MiB each): a message after and before decompression, an answer
+-- - `max_depth` of nested JSON (128)
+-- - `max_in_flight` requests of a channel (1024), `max_queued_bytes` of its unread answers (1 MiB): past these it is not read
+-- - `max_connections` (10000, lowered to what file descriptors allow), `max_unauthenticated` of these (256), `max_channels` of each (64)
+-- - `max_auth_attempts` (10), `login_timeout` seconds (30)
+-- @treturn ?Server nil where a key cannot be used
+-- @treturn ?string message
+-- @treturn ?string name, such as `EPERM`
+local function new(options)
+  check_options(options)
+  local list, described, name = load_host_keys(options.host_keys or { "ssh_host_ed25519_key" }, options.passphrase)
+  if not list then return nil, described, name end
+  local set, message
+  set, message, name = keys.load(options.authorized_client_keys or "authorized_keys", core.public_key)
+  if not set then return nil, message, name end
+  for _, problem in ipairs(set.problems) do log.warn("%s", problem) end
+  return setmetatable({
+    options = options, keys = list, authorized = set, app = app.new(),
+    --- Of each host key: `fingerprint`, `type`, `path`.
+    host_keys = described,
+    tracebacks = options.tracebacks ~= false,
+  }, Server)
+end
+
+--- The server's app takes endpoints and middleware; the server has its methods, too: `get`, `store`, `update`, `delete`, `use`,
+-- `add_callback`. See `korv.app`.
+-- @function add_callback
+for _, method in ipairs { "get", "store", "update", "delete", "use", "add_callback" } do
+  Server[method] = function(self, ...) return self.app[method](self.app, ...) end
+end
+
+--- Begins to listen; the caller runs the loop. The app takes no more endpoints.
+-- @treturn ?Server itself
+-- @treturn ?string message
+-- @treturn ?string name, such as `EADDRINUSE`
+function Server:listen()
+  if self.core then error("server:listen: it listens already", 2) end
+  local options = { keys = self.keys, request = Request, authorize = authorizer(self.authorized), closed = closed,
+                    failed = failures(self), handler = with_codec(self.options.json, self.app:handler()) }
+  for name in pairs(OPTIONS) do
+    if options[name] == nil then options[name] = self.options[name] end
+  end
+  local listening, message, name = core.server(options)
+  if not listening then return nil, message, name end
+  self.core, self.port = listening, listening:port()
+  return self
+end
+
+--- Listens and serves until `stop`, SIGINT or SIGTERM. As in the first korv, the last line of a program.
+-- @treturn ?boolean true
+-- @treturn ?string message, where it cannot listen
+-- @treturn ?string name
+function Server:start()
+  if uv.loop_mode() then error("server:start: the loop runs already; use server:listen", 2) end
+  local listening, message, name = self:listen()
+  if not listening then return nil, message, name end
+  local signals = {}
+  for i, signal in ipairs { "sigint", "sigterm" } do
+    signals[i] = uv.new_signal()
+    signals[i]:start(signal, function() self:stop() end)
+    signals[i]:unref()
+  end
+  uv.run()
+  for _, signal in ipairs(signals) do signal:close() end
+  return true
+end
+
+--- Stops listening and ends every connection.
+function Server:stop()
+  if not self.core then return end
+  self.core:close()
+  self.core = nil
+end
+
+return new

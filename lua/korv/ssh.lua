@@ -1,0 +1,130 @@
+--- The user's own ssh as a client's transport: `ssh -s HOST korv`, so that ~/.ssh/config, the agent, jump hosts and hardware keys come
+-- with it. Has the methods of the core's connection: send, keep_loop, close.
+-- @module korv.ssh
+
+local core = require "korv.core"
+local uv = require "luv"
+
+local Transport = {}
+Transport.__index = Transport
+
+local STDERR_BYTES = 4096 -- of what ssh says, for the message when it fails
+
+local function arguments(options, given)
+  local list = { "-o", "BatchMode=yes", "-o", ("ConnectTimeout=%d"):format(math.max(1, math.ceil(options.timeout))) }
+  local function add(...)
+    for _, word in ipairs { ... } do list[#list + 1] = word end
+  end
+  if given.port then add("-p", tostring(given.port)) end
+  if given.user then add("-l", given.user) end
+  for _, key in ipairs(given.client_keys or {}) do add("-i", key) end
+  if given.known_hosts then add("-o", "UserKnownHostsFile=" .. given.known_hosts) end
+  if given.known_hosts == false then add("-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no") end
+  if given.accept_new then add("-o", "StrictHostKeyChecking=accept-new") end
+  add("-s", "--", given.host or "localhost", "korv")
+  return list
+end
+
+local function end_with(self, name, message)
+  if self.over then return end
+  self.over = true
+  for _, handle in ipairs(self.handles) do
+    if not handle:is_closing() then handle:close() end
+  end
+  self.options.closed(name, message)
+end
+
+-- Every message that is at hand.
+local function deliver(self)
+  local message, problem, name = self.reader:next()
+  while message or problem do
+    if problem then return end_with(self, name, problem) end
+    if self.opened then
+      self.options.message(message)
+    else
+      self.opened = true
+      self.options.open("ssh")
+    end
+    if self.over then return end
+    message, problem, name = self.reader:next()
+  end
+end
+
+local function on_stdout(self, problem, bytes)
+  if self.over then return end
+  if not bytes then return end_with(self, "ECONNRESET", problem or self:reason()) end
+  self.reader:feed(bytes)
+  deliver(self)
+end
+
+--- What ssh said last, or that it ended.
+function Transport:reason()
+  local said = self.stderr:gsub("%s+$", "")
+  return said ~= "" and "ssh: " .. said or "ssh ended"
+end
+
+--- Sends a message as a line.
+-- @tparam table message
+-- @treturn ?boolean true
+-- @treturn ?string message
+-- @treturn ?string name
+function Transport:send(message)
+  local text, problem, name = core.json.encode(message)
+  if not text then return nil, problem, name end
+  self.stdin:write(text .. "\n")
+  return true
+end
+
+--- Whether an idle connection keeps the loop running.
+-- @tparam boolean keep
+function Transport:keep_loop(keep)
+  for _, handle in ipairs(self.handles) do
+    if not handle:is_closing() then handle[keep and "ref" or "unref"](handle) end
+  end
+end
+
+--- Ends ssh; `closed` follows at once.
+function Transport:close()
+  if self.process and not self.process:is_closing() then self.process:kill "sigterm" end
+  end_with(self, "ECLOSED", "the client was closed")
+end
+
+local function spawn(self, given)
+  local process, problem = uv.spawn("ssh", { args = arguments(self.options, given), stdio = { self.stdin, self.stdout, self.errors } },
+    function()
+      if self.process and not self.process:is_closing() then self.process:close() end
+    end)
+  if not process then return nil, "cannot run ssh: " .. tostring(problem), "ENOENT" end
+  self.process = process
+  self.handles[#self.handles + 1] = process
+  return true
+end
+
+-- ssh does not say when it has connected. So we send a message without a field, which runs nothing and is refused, and the refusal
+-- tells that the server is there.
+local function begin(self)
+  self.stdout:read_start(function(problem, bytes) on_stdout(self, problem, bytes) end)
+  self.errors:read_start(function(_, bytes)
+    if bytes then self.stderr = (self.stderr .. bytes):sub(-STDERR_BYTES) end
+  end)
+  self.stdin:write "{}\n"
+end
+
+--- Starts ssh.
+-- @tparam table options as for the core's dial: `host`, `port`, `timeout`, `accept_new`, and the functions `open`, `message`, `closed`
+-- @tparam table given the options as the user gave them: what is not there is left to ssh's configuration
+-- @treturn ?Transport
+-- @treturn ?string message
+-- @treturn ?string name
+return function(options, given)
+  local self = setmetatable({ options = options, stderr = "", reader = core.reader(options) }, Transport)
+  self.stdin, self.stdout, self.errors = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
+  self.handles = { self.stdin, self.stdout, self.errors }
+  local ok, message, name = spawn(self, given)
+  if not ok then
+    for _, handle in ipairs(self.handles) do handle:close() end
+    return nil, message, name
+  end
+  begin(self)
+  return self
+end

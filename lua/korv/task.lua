@@ -1,0 +1,64 @@
+--- Waiting in straight lines: what looks synchronous in an endpoint or in `korv.spawn` suspends its coroutine, and the loop serves
+-- others meanwhile.
+-- @module korv.task
+
+local core = require "korv.core"
+local uv = require "luv"
+
+local task = {}
+
+--- Runs a function in a coroutine of korv's, beginning at the next turn of the loop. An error in it is logged and ends nothing else.
+-- @function spawn
+-- @tparam function fn may wait: `korv.sleep`, `korv.await`, a client's calls
+-- @param ... its arguments
+task.spawn = core.spawn
+
+--- Turns a function that calls back into one that returns. Works in an endpoint and in `korv.spawn`; elsewhere it raises.
+-- @tparam function begin called at once with `resume`; whatever `resume(…)` is called with is what `await` returns. It may be called
+-- at once or later, from a luv callback or another coroutine; a second call is ignored.
+-- @return what `resume` was called with
+-- @usage local name = korv.await(function(resume) uv.fs_realpath(".", function(err, path) resume(path or err) end) end)
+function task.await(begin)
+  local this, ticket = core.ticket()
+  local early, waiting
+  begin(function(...)
+    if waiting then
+      core.wake(this, ticket, ...)
+    elseif not early then
+      early = table.pack(...)
+    end
+  end)
+  if early then return table.unpack(early, 1, early.n) end
+  waiting = true
+  return core.wait(this, ticket)
+end
+
+--- Waits.
+-- @tparam number seconds with a fraction; 0 lets everybody else have a turn
+function task.sleep(seconds)
+  if type(seconds) ~= "number" or not (seconds >= 0 and seconds <= 1e9) then
+    error(("korv.sleep: seconds must be a number from 0 on (got %s)"):format(tostring(seconds)), 2)
+  end
+  local this, ticket = core.ticket()
+  if seconds == 0 then
+    core.wake_next(this, ticket)
+  else
+    local timer = uv.new_timer()
+    timer:start(math.ceil(seconds * 1000), 0, function()
+      timer:close()
+      core.wake(this, ticket)
+    end)
+  end
+  return core.wait(this, ticket)
+end
+
+--- Runs the loop until nothing is left to do or `korv.stop` is called. A program's last line, where no server's `start` is.
+function task.run()
+  if uv.loop_mode() then error("korv.run: the loop runs already", 2) end
+  uv.run()
+end
+
+--- Ends `korv.run`, or a server's `start`, at the end of this turn.
+function task.stop() uv.stop() end
+
+return task

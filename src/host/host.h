@@ -1,0 +1,92 @@
+/* host: Lua. JSON <-> Lua values, coroutines, protected calls, references.
+ *
+ * Knows no socket and no SSH, and nothing of what a message means. Functions that take a lua_State may raise a Lua error for want of
+ * memory, so they are called within a protected call; what else can fail is returned.
+ */
+#ifndef KORV_HOST_H
+#define KORV_HOST_H
+
+#include <lua.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "wire/wire.h"
+
+/* ---- JSON <-> Lua values ------------------------------------------------------------------------------------------------------ */
+
+/* Numbers and arrays are never changed on the way through (docs/protocol.md, "Numbers and arrays").
+ * null is a light userdata NULL, as in lua-cjson. A decoded array carries the array metatable, HOST_ARRAY in the registry. */
+#define HOST_ARRAY "korv.array"
+
+void host_json_open(lua_State *L); /* makes the array metatable; once for each Lua state, before all else here */
+
+typedef struct host_json_limits {
+  int depth;    /* of nesting, both ways */
+  size_t bytes; /* of one encoded document; decoding has no use for it */
+} host_json_limits;
+
+/* What was wrong with a document or a value, and where. */
+typedef struct host_json_error {
+  char text[256]; /* "line 1, column 8: …", or "body.items[3].when: a function has no JSON form" */
+  bool too_large; /* the encoded document went over limits->bytes */
+} host_json_error;
+
+typedef struct host_span {
+  const char *at; /* NULL: none */
+  size_t len;
+} host_span;
+
+/* A member of the top-level object that the caller wants to know more of than its Lua value. */
+typedef struct host_json_field {
+  const char *name;
+  size_t name_len;
+  host_span raw; /* out: the value's bytes as they stood in the text, without white space around; at = NULL: no such member */
+  int type;      /* out: its Lua type (LUA_TLIGHTUSERDATA is null), or LUA_TNONE */
+} host_json_field;
+
+/* Decodes exactly one JSON document (RFC 8259, nothing after it but white space) and pushes its value. 0, or -1 with *err filled and
+ * the stack as it was. Of a top-level object the members named in fields[0 … n-1] are reported there, the last of a name winning. */
+int host_json_decode(lua_State *L, const char *text, size_t len, const host_json_limits *limits, host_json_field *fields, size_t n,
+                     host_json_error *err);
+
+/* Appends the value at index, encoded, to out. root names the value in error messages ("body"). 0, or -1 with *err filled and
+ * out as it was. Calls no metamethod and runs no Lua code. Where it raises (no memory), out keeps a part: the caller truncates. */
+int host_json_encode(lua_State *L, int index, const char *root, const host_json_limits *limits, wire_buf *out, host_json_error *err);
+
+/* Lua functions json.encode(value) -> text | nil, message, name and json.decode(text) -> value | nil, message, name, and the fields
+ * null and array: pushes the table that is korv.json. */
+void host_json_module(lua_State *L);
+
+/* ---- tasks: coroutines that the loop resumes -------------------------------------------------------------------------------------- */
+
+typedef struct host host;           /* what one Lua state's tasks share */
+typedef struct host_task host_task; /* one coroutine at work; pooled, and never freed before the host */
+
+host *host_new(lua_State *L); /* NULL: no memory */
+void host_free(host *h);      /* before the Lua state closes, or while it does */
+
+/* Told once, when the task's function has returned (status LUA_OK: nresults values on top of co) or raised (else: the error's value on
+ * top of co, whose stack still stands for a traceback). The task goes back to the pool behind it. */
+typedef void host_task_done(void *owner, host_task *t, lua_State *co, int status, int nresults);
+
+/* A task to be begun: push a function and its arguments on host_task_state(t). Raises for want of memory. */
+host_task *host_task_new(host *h, lua_State *L, host_task_done *done, void *owner);
+lua_State *host_task_state(const host_task *t);
+
+void host_task_begin(host *h, host_task *t, lua_State *L, int nargs); /* runs it until it waits or ends; not from within a task */
+void host_task_queue(host *h, host_task *t, int nargs);               /* it begins at the next host_run */
+bool host_run(host *h, lua_State *L);                                 /* resumes what is ready; true: more is ready already */
+bool host_pending(const host *h);
+
+/* The task that runs now and may wait on this lua_State, or NULL with *why saying what is in the way. */
+host_task *host_task_here(const host *h, lua_State *L, const char **why);
+
+/* Waiting, in two steps so that nothing is lost between them: a ticket first, then the yield. Whoever has task and ticket wakes it once;
+ * a ticket that is over is ignored, so a late wake harms nobody. */
+uint64_t host_task_ticket(host *h, host_task *t);
+int host_task_wait(host_task *t, lua_State *L); /* return its result from a lua_CFunction: yields, the wake's values are its results */
+bool host_task_wake(host *h, host_task *t, uint64_t ticket, lua_State *from, int nvalues); /* pops the values in any case */
+void host_task_wake_next(host *h, host_task *t, uint64_t ticket); /* a running task: ready again, for the next host_run, once it waits */
+
+#endif

@@ -1,0 +1,276 @@
+/* The hub: one for each Lua state. It borrows luv's loop and gives each of its iterations a turn: report what came in, resume what is
+ * ready, write what is due. All Lua that korv runs from the loop runs in a turn, protected, on a thread of the hub's own. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "korv/korv.h"
+
+static const char HUB[] = "korv.hub";
+static const char LOG[] = "korv.log";
+
+/* ---- a turn ------------------------------------------------------------------------------------------------------------------------ */
+
+/* Seconds with six digits behind the point: a JSON float, as the first korv's clock was. */
+static void tell_time(hub *h) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  h->time_len = (size_t)snprintf(h->time, sizeof h->time, "%lld.%06ld", (long long)now.tv_sec, now.tv_nsec / 1000);
+}
+
+static int turn_protected(lua_State *L) {
+  hub *h = lua_touserdata(L, 1);
+  tell_time(h);
+  bool more = net_report(h->net);
+  more |= host_run(h->host, L);
+  more |= net_flush(h->net);
+  lua_pushboolean(L, more);
+  return 1;
+}
+
+static void on_idle(uv_idle_t *handle) { (void)handle; }
+
+static void stay_awake(hub *h, bool awake) {
+  if (awake)
+    uv_idle_start(&h->idle, on_idle);
+  else
+    uv_idle_stop(&h->idle);
+}
+
+static void turn(hub *h) {
+  if (h->in_turn || h->dead) return;
+  h->in_turn = true;
+  lua_pushcfunction(h->L, turn_protected);
+  lua_pushlightuserdata(h->L, h);
+  bool more = true;
+  if (lua_pcall(h->L, 1, 1, 0) == LUA_OK)
+    more = lua_toboolean(h->L, -1);
+  else
+    fprintf(stderr, "korv: a turn of the loop failed: %s\n", lua_tostring(h->L, -1));
+  lua_settop(h->L, 0);
+  h->in_turn = false;
+  stay_awake(h, more);
+}
+
+static bool has_work(const hub *h) { return net_pending(h->net) || host_pending(h->host); }
+
+static void on_prepare(uv_prepare_t *handle) {
+  hub *h = (hub *)(void *)((char *)handle - offsetof(hub, prepare));
+  if (has_work(h)) turn(h);
+}
+
+static void on_check(uv_check_t *handle) {
+  hub *h = (hub *)(void *)((char *)handle - offsetof(hub, check));
+  if (has_work(h)) turn(h);
+}
+
+void hub_poke(hub *h) {
+  if (!h->in_turn && !h->dead && has_work(h)) stay_awake(h, true);
+}
+
+/* ---- Lua from C -------------------------------------------------------------------------------------------------------------------- */
+
+static int with_traceback(lua_State *L) {
+  const char *message = luaL_tolstring(L, 1, NULL);
+  luaL_traceback(L, L, message, 1);
+  return 1;
+}
+
+bool hub_call(hub *h, int nargs, int nresults, const char *where) {
+  lua_State *L = h->L;
+  int handler = lua_gettop(L) - nargs;
+  lua_pushcfunction(L, with_traceback);
+  lua_insert(L, handler);
+  bool ok = lua_pcall(L, nargs, nresults, handler) == LUA_OK;
+  if (!ok) {
+    hub_log(h, "error", "%s: %s", where, lua_tostring(L, -1));
+    lua_pop(L, 1);
+  }
+  lua_remove(L, handler);
+  return ok;
+}
+
+/* core.log is Lua's: function(level, message). Where it is missing or fails, stderr has to do. */
+void hub_log(hub *h, const char *level, const char *format, ...) {
+  char text[2048];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  lua_State *L = h->L;
+  if (lua_getfield(L, LUA_REGISTRYINDEX, LOG) == LUA_TFUNCTION) {
+    lua_pushstring(L, level);
+    lua_pushstring(L, text);
+    if (lua_pcall(L, 2, 0, 0) == LUA_OK) return;
+  }
+  lua_pop(L, 1);
+  fprintf(stderr, "korv: %s: %s\n", level, text);
+}
+
+static int set_log(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  lua_setfield(L, LUA_REGISTRYINDEX, LOG);
+  return 0;
+}
+
+/* In luv's own words an error in a callback ends the process; in a server it must not. */
+static int luv_callback(lua_State *L, int nargs, int nresults, int flags) {
+  (void)flags;
+  int top = lua_gettop(L) - nargs; /* where the function is */
+  lua_pushcfunction(L, with_traceback);
+  lua_insert(L, top);
+  int status = lua_pcall(L, nargs, nresults, top);
+  lua_remove(L, top);
+  if (status == LUA_OK) return nresults == LUA_MULTRET ? lua_gettop(L) - top + 1 : nresults;
+  hub *h = hub_get(L);
+  hub_log(h, "error", "in a luv callback: %s", lua_tostring(L, -1));
+  lua_pop(L, 1);
+  return -status;
+}
+
+int ref_take(lua_State *L) { return luaL_ref(L, LUA_REGISTRYINDEX); }
+
+void ref_drop(lua_State *L, int *ref) {
+  luaL_unref(L, LUA_REGISTRYINDEX, *ref);
+  *ref = LUA_NOREF;
+}
+
+int fail(lua_State *L, const char *name, const char *message) {
+  lua_pushnil(L);
+  lua_pushstring(L, message);
+  lua_pushstring(L, name);
+  return 3;
+}
+
+/* ---- options ------------------------------------------------------------------------------------------------------------------------- */
+
+const char *option_string(lua_State *L, int index, const char *name, const char *otherwise) {
+  int type = lua_getfield(L, index, name);
+  const char *s = type == LUA_TNIL ? otherwise : lua_tostring(L, -1);
+  if (type != LUA_TNIL && type != LUA_TSTRING) luaL_error(L, "%s must be a string, not a %s", name, lua_typename(L, type));
+  lua_pop(L, 1);
+  return s;
+}
+
+lua_Integer option_integer(lua_State *L, int index, const char *name, lua_Integer otherwise, lua_Integer least, lua_Integer most) {
+  int ok = 1;
+  lua_Integer n = lua_getfield(L, index, name) == LUA_TNIL ? otherwise : lua_tointegerx(L, -1, &ok);
+  if (!ok || n < least || n > most) luaL_error(L, "%s must be an integer from %I to %I", name, (LUAI_UACINT)least, (LUAI_UACINT)most);
+  lua_pop(L, 1);
+  return n;
+}
+
+uint64_t option_ms(lua_State *L, int index, const char *name, double otherwise_s) {
+  int ok = 1;
+  double s = lua_getfield(L, index, name) == LUA_TNIL ? otherwise_s : lua_tonumberx(L, -1, &ok);
+  if (!ok || !(s > 0 && s <= 1e9)) luaL_error(L, "%s must be a positive number of seconds", name);
+  lua_pop(L, 1);
+  return s < 0.001 ? 1 : (uint64_t)(s * 1000);
+}
+
+bool option_boolean(lua_State *L, int index, const char *name, bool otherwise) {
+  bool b = lua_getfield(L, index, name) == LUA_TNIL ? otherwise : lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return b;
+}
+
+int option_function(lua_State *L, int index, const char *name) {
+  if (lua_getfield(L, index, name) != LUA_TFUNCTION) luaL_error(L, "%s must be a function, not a %s", name, luaL_typename(L, -1));
+  return ref_take(L);
+}
+
+/* ---- life -------------------------------------------------------------------------------------------------------------------------------- */
+
+static void on_closed(uv_handle_t *handle) {
+  luv_handle_t *luv = handle->data;
+  hub *h = luv->extra;
+  if (--h->closing_handles) return;
+  wire_codec_free(h->codec);
+  wire_buf_free(&h->scratch);
+  free(h);
+  (void)luv; /* stays: handles of net may still close */
+}
+
+static int hub_gc(lua_State *L) {
+  hub **box = lua_touserdata(L, 1);
+  hub *h = *box;
+  if (!h) return 0;
+  *box = NULL;
+  h->dead = true;
+  net_free(h->net);
+  host_free(h->host);
+  h->closing_handles = 3;
+  uv_close((uv_handle_t *)&h->prepare, on_closed);
+  uv_close((uv_handle_t *)&h->check, on_closed);
+  uv_close((uv_handle_t *)&h->idle, on_closed);
+  return 0;
+}
+
+static void begin_turns(hub *h) {
+  uv_prepare_init(h->loop, &h->prepare);
+  uv_check_init(h->loop, &h->check);
+  uv_idle_init(h->loop, &h->idle);
+  h->prepare.data = h->check.data = h->idle.data = h->luv;
+  uv_prepare_start(&h->prepare, on_prepare);
+  uv_check_start(&h->check, on_check);
+  uv_unref((uv_handle_t *)&h->prepare);
+  uv_unref((uv_handle_t *)&h->check);
+}
+
+/* luv walks every handle on its loop and takes what is behind ->data for its own. */
+static luv_handle_t *luv_data(lua_State *L, hub *h) {
+  luv_handle_t *luv = lua_newuserdatauv(L, sizeof *luv, 0);
+  memset(luv, 0, sizeof *luv);
+  luv->ref = luv->callbacks[0] = luv->callbacks[1] = LUA_NOREF;
+  luv->ctx = luv_context(L);
+  luv->extra = h;
+  lua_rawsetp(L, LUA_REGISTRYINDEX, luv);
+  return luv;
+}
+
+static void open_luv(lua_State *L) {
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "luv");
+  lua_call(L, 1, 0);
+  luv_ctx_t *ctx = luv_context(L);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
+  ctx->L = lua_tothread(L, -1); /* whoever opened luv first may have been a coroutine, which dies */
+  lua_pop(L, 1);
+  luv_set_callback(L, luv_callback);
+}
+
+hub *hub_get(lua_State *L) {
+  lua_getfield(L, LUA_REGISTRYINDEX, HUB);
+  hub **box = lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  return box ? *box : NULL;
+}
+
+hub *hub_open(lua_State *L) {
+  open_luv(L);
+  hub **box = lua_newuserdatauv(L, sizeof *box, 0);
+  *box = NULL;
+  lua_createtable(L, 0, 1);
+  lua_pushcfunction(L, hub_gc);
+  lua_setfield(L, -2, "__gc");
+  lua_setmetatable(L, -2);
+  hub *h = calloc(1, sizeof *h);
+  if (!h) luaL_error(L, "out of memory");
+  h->loop = luv_loop(L);
+  h->luv = luv_data(L, h);
+  h->net = net_new(h->loop, h->luv);
+  h->host = host_new(L);
+  h->codec = wire_codec_new();
+  if (!h->net || !h->host || !h->codec) luaL_error(L, "out of memory");
+  h->L = lua_newthread(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, h);
+  begin_turns(h);
+  *box = h;
+  lua_setfield(L, LUA_REGISTRYINDEX, HUB);
+  lua_pushcfunction(L, set_log);
+  lua_setfield(L, -2, "set_log");
+  return h;
+}

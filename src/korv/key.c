@@ -1,0 +1,95 @@
+/* core.load_key, core.make_key, core.public_key: keys as Lua sees them. */
+#include "korv/korv.h"
+
+static const char KEY[] = "korv.key";
+
+static net_key **new_box(lua_State *L) {
+  net_key **box = lua_newuserdatauv(L, sizeof *box, 0);
+  *box = NULL;
+  luaL_setmetatable(L, KEY);
+  return box;
+}
+
+static int key_gc(lua_State *L) {
+  net_key **box = luaL_checkudata(L, 1, KEY);
+  net_key_free(*box);
+  *box = NULL;
+  return 0;
+}
+
+/* load_key(path [, passphrase]) -> key | nil, message, name */
+static int load_key(lua_State *L) {
+  net_error err;
+  net_key **box = new_box(L);
+  *box = net_key_load(luaL_checkstring(L, 1), luaL_optstring(L, 2, NULL), &err);
+  return *box ? 1 : fail(L, err.name, err.text);
+}
+
+/* make_key(path) -> key | nil, message, name */
+static int make_key(lua_State *L) {
+  net_error err;
+  net_key **box = new_box(L);
+  *box = net_key_make(luaL_checkstring(L, 1), &err);
+  return *box ? 1 : fail(L, err.name, err.text);
+}
+
+static int push_text(lua_State *L, const net_key_text *text) {
+  lua_pushstring(L, text->fingerprint);
+  lua_pushstring(L, text->type);
+  return 2;
+}
+
+/* key:describe() -> fingerprint, type | nil, message, name */
+static int describe(lua_State *L) {
+  net_error err;
+  net_key_text text;
+  net_key **box = luaL_checkudata(L, 1, KEY);
+  if (!*box) return luaL_error(L, "this key is in use elsewhere");
+  return net_key_describe(*box, &text, &err) ? push_text(L, &text) : fail(L, err.name, err.text);
+}
+
+/* public_key(type, base64) -> fingerprint, type | nil, message, name */
+static int public_key(lua_State *L) {
+  net_error err;
+  net_key_text text;
+  bool ok = net_public_key_describe(luaL_checkstring(L, 1), luaL_checkstring(L, 2), &text, &err);
+  return ok ? push_text(L, &text) : fail(L, err.name, err.text);
+}
+
+net_key **key_list(lua_State *L, int index, const char *name, size_t *count) {
+  if (lua_getfield(L, index, name) != LUA_TTABLE) luaL_error(L, "%s must be a list of keys", name);
+  int list = lua_gettop(L);
+  size_t n = lua_rawlen(L, list);
+  net_key **keys = lua_newuserdatauv(L, (n ? n : 1) * sizeof *keys, 0);
+  for (size_t i = 0; i < n; i++) {
+    lua_rawgeti(L, list, (lua_Integer)i + 1);
+    keys[i] = *(net_key **)luaL_checkudata(L, -1, KEY);
+    if (!keys[i]) luaL_error(L, "%s[%d] is in use elsewhere", name, (int)i + 1);
+    lua_pop(L, 1);
+  }
+  lua_remove(L, list);
+  *count = n;
+  return keys;
+}
+
+void key_list_give_up(lua_State *L, int index, const char *name) {
+  lua_getfield(L, index, name);
+  for (lua_Integer i = 1; lua_rawgeti(L, -1, i) != LUA_TNIL; i++) {
+    *(net_key **)luaL_checkudata(L, -1, KEY) = NULL;
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 2);
+}
+
+void key_open(lua_State *L) {
+  static const luaL_Reg functions[] = {{"load_key", load_key}, {"make_key", make_key}, {"public_key", public_key}, {NULL, NULL}};
+  luaL_newmetatable(L, KEY);
+  lua_pushcfunction(L, key_gc);
+  lua_setfield(L, -2, "__gc");
+  lua_createtable(L, 0, 1);
+  lua_pushcfunction(L, describe);
+  lua_setfield(L, -2, "describe");
+  lua_setfield(L, -2, "__index");
+  lua_pop(L, 1);
+  luaL_setfuncs(L, functions, 0);
+}

@@ -1,0 +1,74 @@
+/* korv: the Lua module korv.core. Joins wire, net and host, and knows what a message is; endpoints, policy and everything that a
+ * person calls are Lua's (lua/korv). Each file here is one Lua type or a part of one. */
+#ifndef KORV_KORV_H
+#define KORV_KORV_H
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <luv/lhandle.h>
+#include <luv/luv.h>
+#include <uv.h>
+
+#include "host/host.h"
+#include "net/net.h"
+#include "wire/wire.h"
+
+/* ---- hub.c: what one Lua state has once ----------------------------------------------------------------------------------------- */
+
+typedef struct hub {
+  uv_loop_t *loop;
+  lua_State *L; /* a thread of its own for all that runs in a turn */
+  net *net;
+  host *host;
+  wire_codec *codec;
+  wire_buf scratch;        /* a message on its way into a gzip member */
+  luv_handle_t *luv;       /* what luv expects behind ->data of every handle on its loop */
+  uv_prepare_t prepare;    /* a turn before the loop sleeps, */
+  uv_check_t check;        /* one after what woke it, */
+  uv_idle_t idle;          /* and no sleep while something is left to do */
+  unsigned closing_handles;
+  bool in_turn, dead;
+  char time[24]; /* of this turn, in seconds, as JSON */
+  size_t time_len;
+} hub;
+
+hub *hub_open(lua_State *L); /* makes it, or finds it; raises */
+hub *hub_get(lua_State *L);
+void hub_poke(hub *h); /* something was queued outside a turn */
+
+/* Calls the function below nargs arguments on h->L, protected; an error goes to the log (core.log) with its traceback and `where`. Leaves
+ * nresults values, or none and returns false. */
+bool hub_call(hub *h, int nargs, int nresults, const char *where);
+void hub_log(hub *h, const char *level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+int ref_take(lua_State *L);              /* pops a value into the registry */
+void ref_drop(lua_State *L, int *ref);   /* idempotent */
+int fail(lua_State *L, const char *name, const char *message); /* returns nil, message, name */
+
+/* ---- options of a table at an index ------------------------------------------------------------------------------------------------ */
+
+const char *option_string(lua_State *L, int index, const char *name, const char *otherwise); /* lives as long as the table holds it */
+lua_Integer option_integer(lua_State *L, int index, const char *name, lua_Integer otherwise, lua_Integer least, lua_Integer most);
+uint64_t option_ms(lua_State *L, int index, const char *name, double otherwise_s); /* seconds in Lua, milliseconds here */
+bool option_boolean(lua_State *L, int index, const char *name, bool otherwise);
+int option_function(lua_State *L, int index, const char *name); /* a reference; raises where there is none */
+
+/* ---- the Lua types ------------------------------------------------------------------------------------------------------------------ */
+
+void key_open(lua_State *L);        /* core.load_key, make_key, public_key; a key is a userdata */
+net_key **key_list(lua_State *L, int index, const char *name, size_t *count); /* the keys in a table's list; a userdata on the stack */
+void key_list_give_up(lua_State *L, int index, const char *name); /* the keys of the list belong to whoever has them now */
+void server_open(lua_State *L);     /* core.server */
+void connection_open(lua_State *L); /* core.dial, core.reader */
+void task_open(lua_State *L);       /* core.spawn, here, ticket, wait, wake */
+
+/* ---- request.c: a message that asks for something ------------------------------------------------------------------------------------ */
+
+typedef struct server server;
+typedef struct channel channel;
+
+void request_read(channel *c, const wire_message *m);            /* answers it, now or when its endpoint has */
+void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail); /* with request_id 0 */
+void request_orphan(channel *c);                                 /* the channel has gone: nobody waits for the answers */
+
+#endif

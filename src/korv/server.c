@@ -1,0 +1,317 @@
+/* core.server: a listener, its connections and channels. Who may log in and what a request gets is asked of Lua. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "korv/server.h"
+
+static const char SERVER[] = "korv.server";
+
+enum { TURN_MESSAGES = 256, TURN_BYTES = 1 << 20 }; /* what one channel may do before others get their turn */
+
+/* ---- log-in -------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct question {
+  server *server;
+  net_session *session;
+  const net_public_key *key;
+  bool verified;
+} question;
+
+static int *peer_ref(net_session *s) {
+  if (!net_session_data(s)) {
+    int *ref = malloc(sizeof *ref);
+    if (ref) *ref = LUA_NOREF;
+    net_session_set_data(s, ref);
+  }
+  return net_session_data(s);
+}
+
+/* authorize(type, blob, fingerprint, login, address, verified) -> the peer's table | nil. Of a verified key the table is kept. */
+static int ask(lua_State *L) {
+  const question *q = lua_touserdata(L, 1);
+  int *peer = peer_ref(q->session);
+  if (!peer) return 0;
+  lua_rawgeti(L, LUA_REGISTRYINDEX, q->server->authorize);
+  lua_pushstring(L, q->key->type);
+  lua_pushstring(L, q->key->blob);
+  lua_pushstring(L, q->key->fingerprint);
+  lua_pushstring(L, net_session_login(q->session));
+  lua_pushstring(L, net_session_address(q->session));
+  lua_pushboolean(L, q->verified);
+  lua_call(L, 6, 1);
+  bool allowed = lua_istable(L, -1);
+  if (allowed && q->verified) {
+    ref_drop(L, peer);
+    *peer = ref_take(L);
+  }
+  lua_pushboolean(L, allowed);
+  return 1;
+}
+
+static bool on_authorize(void *owner, net_session *session, const net_public_key *key, bool verified) {
+  server *s = owner;
+  if (s->hub->dead) return false;
+  question q = {s, session, key, verified};
+  lua_State *L = s->hub->L;
+  lua_pushcfunction(L, ask);
+  lua_pushlightuserdata(L, &q);
+  if (!hub_call(s->hub, 1, 1, "authorize")) return false;
+  bool allowed = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return allowed;
+}
+
+/* ---- connections --------------------------------------------------------------------------------------------------------------------- */
+
+static void on_session_open(void *owner, net_session *session) { (void)owner, (void)session; }
+
+/* Nothing needs the userdata any more. */
+static void on_listener_closed(void *owner) {
+  server *s = owner;
+  if (!s->hub->dead) ref_drop(s->hub->L, &s->self);
+}
+
+static void tell_closed(server *s, net_session *session, const net_error *why) {
+  lua_State *L = s->hub->L;
+  int *peer = net_session_data(session);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, s->closed);
+  if (peer)
+    lua_rawgeti(L, LUA_REGISTRYINDEX, *peer);
+  else
+    lua_pushnil(L);
+  lua_pushstring(L, net_session_address(session));
+  lua_pushstring(L, why->name);
+  lua_pushstring(L, why->text);
+  hub_call(s->hub, 4, 0, "closed");
+  if (peer) ref_drop(L, peer);
+}
+
+static void on_session_closed(void *owner, net_session *session, const net_error *why) {
+  server *s = owner;
+  if (!s->hub->dead) tell_closed(s, session, why);
+  free(net_session_data(session));
+  net_session_set_data(session, NULL);
+}
+
+/* ---- channels ------------------------------------------------------------------------------------------------------------------------ */
+
+static void on_channel_open(void *owner, net_channel *nc) {
+  server *s = owner;
+  int *peer = net_session_data(net_channel_session(nc));
+  channel *c = peer ? calloc(1, sizeof *c) : NULL;
+  if (c) c->reader = wire_reader_new(s->hub->codec, &s->in);
+  if (!c || !c->reader) {
+    free(c);
+    net_channel_abort(nc);
+    return;
+  }
+  c->server = s;
+  c->net = nc;
+  c->peer = *peer;
+  LIST_INIT(&c->requests);
+  net_channel_set_data(nc, c);
+}
+
+static void on_channel_closed(void *owner, net_channel *nc) {
+  (void)owner;
+  channel *c = net_channel_data(nc);
+  if (!c) return;
+  request_orphan(c);
+  wire_reader_free(c->reader);
+  free(c);
+  net_channel_set_data(nc, NULL);
+}
+
+bool channel_is_full(const channel *c) {
+  return c->in_flight >= c->server->in_flight_most || net_channel_queued(c->net) >= c->server->queued_most;
+}
+
+static void finish_if_done(channel *c) {
+  if (c->ended && c->in_flight == 0) net_channel_finish(c->net);
+}
+
+void channel_less_busy(channel *c) {
+  if (c->paused && !channel_is_full(c)) {
+    c->paused = false;
+    net_channel_pause(c->net, false);
+  }
+  finish_if_done(c);
+}
+
+static void on_channel_drained(void *owner, net_channel *nc) {
+  (void)owner;
+  if (net_channel_data(nc)) channel_less_busy(net_channel_data(nc));
+}
+
+static void refuse(channel *c, int error, wire_encoding encoding) {
+  if (error == WIRE_TOO_LARGE)
+    request_refuse(c, encoding, 413, "Message too large", wire_strerror(error));
+  else
+    request_refuse(c, encoding, 400, "Unable to process request", wire_strerror(error));
+}
+
+/* One message, or one bad one. False: there is none at hand. */
+static bool read_one(channel *c) {
+  wire_message m;
+  wire_buf *in = net_channel_in(c->net);
+  int rc = wire_reader_next(c->reader, in, &m);
+  if (rc == WIRE_MORE && net_channel_ended(c->net)) {
+    rc = wire_reader_end(c->reader, in, &m);
+    c->ended = true;
+  }
+  if (rc == WIRE_MESSAGE) request_read(c, &m);
+  if (rc < 0) {
+    refuse(c, rc, m.encoding);
+    if (wire_reader_broken(c->reader)) c->ended = true;
+  }
+  return rc != WIRE_MORE && !c->ended;
+}
+
+static bool on_channel_readable(void *owner, net_channel *nc) {
+  (void)owner;
+  channel *c = net_channel_data(nc);
+  if (!c || c->ended) return false;
+  wire_buf *in = net_channel_in(nc);
+  size_t begin = in->len;
+  for (int n = 0; n < TURN_MESSAGES && begin - in->len < TURN_BYTES; n++) {
+    if (channel_is_full(c)) {
+      c->paused = true;
+      net_channel_pause(nc, true);
+      return false;
+    }
+    if (!read_one(c)) {
+      finish_if_done(c);
+      if (in->len == 0) wire_buf_shrink(in, 65536);
+      return false;
+    }
+  }
+  return true;
+}
+
+static const net_events events = {
+    .listener_closed = on_listener_closed,
+    .authorize = on_authorize,
+    .session_open = on_session_open,
+    .session_closed = on_session_closed,
+    .channel_open = on_channel_open,
+    .channel_readable = on_channel_readable,
+    .channel_drained = on_channel_drained,
+    .channel_closed = on_channel_closed,
+};
+
+/* ---- the Lua type -------------------------------------------------------------------------------------------------------------------- */
+
+static void read_limits(lua_State *L, server *s) {
+  s->in.message_bytes = (size_t)option_integer(L, 1, "max_message_bytes", 16 << 20, 1024, 1 << 30);
+  s->in.packed_bytes = (size_t)option_integer(L, 1, "max_packed_bytes", 16 << 20, 1024, 1 << 30);
+  s->json.bytes = (size_t)option_integer(L, 1, "max_response_bytes", 16 << 20, 1024, 1 << 30);
+  s->json.depth = (int)option_integer(L, 1, "max_depth", 128, 1, 1000);
+  s->in_flight_most = (size_t)option_integer(L, 1, "max_in_flight", 1024, 1, 1 << 20);
+  s->queued_most = (size_t)option_integer(L, 1, "max_queued_bytes", 1 << 20, 65536, 1 << 30);
+}
+
+static void read_listen_options(lua_State *L, net_listen_options *o) {
+  o->host = option_string(L, 1, "host", NULL);
+  o->port = (int)option_integer(L, 1, "port", 8022, 0, 65535);
+  o->connections = (size_t)option_integer(L, 1, "max_connections", 10000, 1, 1 << 20);
+  o->unauthenticated = (size_t)option_integer(L, 1, "max_unauthenticated", 256, 1, 1 << 20);
+  o->channels = (size_t)option_integer(L, 1, "max_channels", 64, 1, 4096);
+  o->auth_attempts = (unsigned)option_integer(L, 1, "max_auth_attempts", 10, 1, 1000);
+  o->login_ms = option_ms(L, 1, "login_timeout", 30);
+}
+
+static void read_functions(lua_State *L, server *s) {
+  s->handler = option_function(L, 1, "handler");
+  s->failed = option_function(L, 1, "failed");
+  s->authorize = option_function(L, 1, "authorize");
+  s->closed = option_function(L, 1, "closed");
+  if (lua_getfield(L, 1, "request") != LUA_TTABLE) luaL_error(L, "request must be the metatable of requests");
+  s->request_meta = ref_take(L);
+}
+
+static server *new_server(lua_State *L) {
+  server *s = lua_newuserdatauv(L, sizeof *s, 0);
+  memset(s, 0, sizeof *s);
+  s->hub = hub_get(L);
+  s->handler = s->failed = s->authorize = s->closed = s->request_meta = s->self = LUA_NOREF;
+  LIST_INIT(&s->spare);
+  LIST_INIT(&s->orphans);
+  luaL_setmetatable(L, SERVER);
+  return s;
+}
+
+/* server(options) -> server | nil, message, name. Listens at once. */
+static int listen_(lua_State *L) {
+  net_error err;
+  net_listen_options o = {0};
+  luaL_checktype(L, 1, LUA_TTABLE);
+  lua_settop(L, 1);
+  server *s = new_server(L);
+  read_limits(L, s);
+  read_listen_options(L, &o);
+  read_functions(L, s);
+  o.keys = key_list(L, 1, "keys", &o.key_count);
+  s->listener = net_listen(s->hub->net, &o, &events, s, &err);
+  if (!s->listener) return fail(L, err.name, err.text);
+  lua_pushvalue(L, 2);
+  s->self = ref_take(L);
+  lua_pushvalue(L, 2);
+  return 1;
+}
+
+static server *check(lua_State *L) { return luaL_checkudata(L, 1, SERVER); }
+
+/* server:port() -> integer | nil once closed */
+static int port(lua_State *L) {
+  const server *s = check(L);
+  if (!s->listener) return 0;
+  lua_pushinteger(L, net_listener_port(s->listener));
+  return 1;
+}
+
+/* server:close(): no new connections, and the ones that there are end. */
+static int close_(lua_State *L) {
+  server *s = check(L);
+  if (!s->listener) return 0;
+  net_listener_close(s->listener);
+  s->listener = NULL;
+  hub_poke(s->hub);
+  return 0;
+}
+
+/* server:handle(handler): what is asked from the next request on. */
+static int handle(lua_State *L) {
+  server *s = check(L);
+  luaL_checktype(L, 2, LUA_TFUNCTION);
+  lua_settop(L, 2);
+  ref_drop(L, &s->handler);
+  s->handler = ref_take(L);
+  return 0;
+}
+
+static int server_gc(lua_State *L) {
+  server *s = check(L);
+  int *refs[] = {&s->handler, &s->failed, &s->authorize, &s->closed, &s->request_meta};
+  for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) ref_drop(L, refs[i]);
+  request_list *lists[] = {&s->spare, &s->orphans};
+  for (size_t i = 0; i < 2; i++) {
+    request *r;
+    while ((r = LIST_FIRST(lists[i]))) {
+      LIST_REMOVE(r, link);
+      free(r);
+    }
+  }
+  return 0;
+}
+
+void server_open(lua_State *L) {
+  static const luaL_Reg methods[] = {{"port", port}, {"close", close_}, {"handle", handle}, {NULL, NULL}};
+  luaL_newmetatable(L, SERVER);
+  luaL_newlib(L, methods);
+  lua_setfield(L, -2, "__index");
+  lua_pushcfunction(L, server_gc);
+  lua_setfield(L, -2, "__gc");
+  lua_pop(L, 1);
+  lua_pushcfunction(L, listen_);
+  lua_setfield(L, -2, "server");
+}

@@ -1,0 +1,247 @@
+/* One channel: bytes in, bytes out cut into packets as the reader at the other end needs them, and the order in which it closes. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "net/internal.h"
+
+/* ---- from libssh: only append and mark ------------------------------------------------------------------------------------------- */
+
+static int on_data(ssh_session ssh, ssh_channel channel, void *data, uint32_t len, int is_stderr, void *userdata) {
+  (void)ssh, (void)channel;
+  net_channel *c = userdata;
+  if (is_stderr || c->finishing || c->aborted) return (int)len; /* nobody reads it */
+  if (len > INPUT_BYTES) {
+    net_session_fail(c->session, "EPROTO", "the peer sent data past the channel's window");
+    return (int)len;
+  }
+  if (c->paused || !c->has_way) return 0; /* libssh keeps it and the window runs full */
+  if (wire_buf_append(&c->in, data, len) < 0) net_session_fail(c->session, "ENOMEM", "out of memory for a channel's input");
+  return (int)len;
+}
+
+static void on_eof(ssh_session ssh, ssh_channel channel, void *userdata) {
+  (void)ssh, (void)channel;
+  ((net_channel *)userdata)->ended = true;
+}
+
+static void on_close(ssh_session ssh, ssh_channel channel, void *userdata) {
+  (void)ssh, (void)channel;
+  net_channel *c = userdata;
+  c->ended = c->remote_closed = true;
+}
+
+/* ---- life -------------------------------------------------------------------------------------------------------------------------- */
+
+net_channel *net_channel_new(net_session *s, ssh_channel ssh) {
+  net_channel *c = calloc(1, sizeof *c);
+  if (!c) return NULL;
+  c->session = s;
+  c->ssh = ssh;
+  c->callbacks.userdata = c;
+  c->callbacks.channel_data_function = on_data;
+  c->callbacks.channel_eof_function = on_eof;
+  c->callbacks.channel_close_function = on_close;
+  ssh_callbacks_init(&c->callbacks);
+  ssh_set_channel_callbacks(ssh, &c->callbacks);
+  TAILQ_INSERT_TAIL(&s->channels, c, link);
+  s->channel_count++;
+  return c;
+}
+
+void net_channel_set_way(net_channel *c, net_way way) {
+  c->has_way = true;
+  c->way = way;
+}
+
+void net_channel_free(net_channel *c, bool session_gone) {
+  if (!session_gone) ssh_channel_free(c->ssh);
+  TAILQ_REMOVE(&c->session->channels, c, link);
+  c->session->channel_count--;
+  wire_buf_free(&c->in);
+  wire_buf_free(&c->out);
+  wire_buf_free(&c->segments);
+  free(c);
+}
+
+bool net_channel_is_over(const net_channel *c) { return c->remote_closed && c->close_sent && !c->told_open; }
+
+/* The library subtracts 10 from the peer's maximum packet size without looking: a peer that announces 10 makes it loop for ever, and
+ * there is no getter. In 0.10.6 the field lies 8 bytes behind the window, which has a getter to check the place by; later versions
+ * no longer subtract. */
+static uint32_t announced_packet_bytes(ssh_channel ssh) {
+  enum { WINDOW_AT = 28, PACKET_AT = 36 };
+  uint32_t window, bytes;
+  if (strncmp(ssh_version(0), "0.10.", 5) != 0) return CHUNK_BYTES;
+  memcpy(&window, (const char *)ssh + WINDOW_AT, sizeof window);
+  memcpy(&bytes, (const char *)ssh + PACKET_AT, sizeof bytes);
+  return window == ssh_channel_window_size(ssh) ? bytes : 0;
+}
+
+static bool packets_are_sane(net_channel *c) {
+  if (c->packet_bytes) return true;
+  uint32_t bytes = announced_packet_bytes(c->ssh);
+  if (bytes < MIN_PACKET_BYTES) {
+    net_session_fail(c->session, "EPROTO", "the peer announced packets of at most %u bytes; at least %d are needed", bytes, MIN_PACKET_BYTES);
+    return false;
+  }
+  c->packet_bytes = bytes - 10;
+  return true;
+}
+
+/* ---- up: what the session's report tells of a channel ---------------------------------------------------------------------------- */
+
+/* Fetches what libssh kept while the channel was paused or had no way in yet. A read of more than the first window of 32000 bytes
+ * also makes libssh open the window wide, which saves a large first request a round trip. */
+static void fetch(net_channel *c) {
+  char chunk[33000];
+  int got;
+  while ((got = ssh_channel_read_timeout(c->ssh, chunk, sizeof chunk, 0, 0)) > 0) {
+    if (wire_buf_append(&c->in, chunk, (size_t)got) < 0) {
+      net_session_fail(c->session, "ENOMEM", "out of memory for a channel's input");
+      return;
+    }
+  }
+}
+
+static void tell_open(net_channel *c) {
+  if (!packets_are_sane(c)) return;
+  c->told_open = true;
+  fetch(c);
+  if (net_session_healthy(c->session)) c->session->events->channel_open(c->session->owner, c);
+}
+
+static void tell_drained(net_channel *c) {
+  bool over = net_channel_queued(c) > DRAINED_BYTES;
+  if (c->over_mark && !over) c->session->events->channel_drained(c->session->owner, c);
+  c->over_mark = over;
+}
+
+/* True where the reader has more to do at once. */
+bool net_channel_report(net_channel *c) {
+  const net_events *events = c->session->events;
+  void *owner = c->session->owner;
+  if (!c->has_way && !c->remote_closed) return false;
+  if (!c->told_open && !c->remote_closed) tell_open(c);
+  if (!c->told_open || c->session->state != SESSION_OPEN) {
+    if (c->remote_closed) net_channel_abort(c);
+    return false;
+  }
+  bool more = false;
+  if (c->remote_closed) {
+    c->told_open = false;
+    events->channel_closed(owner, c);
+    net_channel_abort(c);
+    return false;
+  }
+  if ((c->in.len || c->ended) && !c->paused && !c->finishing) more = events->channel_readable(owner, c);
+  tell_drained(c);
+  return more;
+}
+
+void net_channel_pause(net_channel *c, bool on) {
+  if (c->paused == on) return;
+  c->paused = on;
+  if (on) return;
+  fetch(c);
+  net_session_healthy(c->session);
+  net_session_changed(c->session);
+}
+
+/* ---- down: output ------------------------------------------------------------------------------------------------------------------ */
+
+void net_channel_commit(net_channel *c, bool whole) {
+  size_t bytes = c->out.len - c->due;
+  if (c->finishing || c->aborted) { /* nobody will read it */
+    c->out.len = c->due;
+    return;
+  }
+  if (bytes == 0) return;
+  segment *last = c->segments.len ? (segment *)(void *)(wire_buf_at(&c->segments) + c->segments.len - sizeof *last) : NULL;
+  if (!whole && last && !last->whole) {
+    last->bytes += bytes;
+  } else {
+    segment next = {bytes, whole};
+    if (wire_buf_append(&c->segments, &next, sizeof next) < 0) {
+      net_session_fail(c->session, "ENOMEM", "out of memory for a channel's output");
+      return;
+    }
+  }
+  c->due += bytes;
+  if (c->due > DRAINED_BYTES) c->over_mark = true;
+  net_session_written(c->session);
+}
+
+/* How much of the first segment may be written now: a message that fits a packet goes as one or not at all. */
+static size_t writable_bytes(const net_channel *c, const segment *first) {
+  size_t window = ssh_channel_window_size(c->ssh);
+  if (first->whole && first->bytes <= c->packet_bytes) return window >= first->bytes ? first->bytes : 0;
+  size_t bytes = first->bytes < CHUNK_BYTES ? first->bytes : CHUNK_BYTES;
+  return bytes < window ? bytes : window;
+}
+
+static void written(net_channel *c, segment *first, size_t bytes) {
+  wire_buf_consume(&c->out, bytes);
+  c->due -= bytes;
+  first->bytes -= bytes;
+  if (first->bytes == 0) wire_buf_consume(&c->segments, sizeof *first);
+  if (c->out.len == 0) wire_buf_shrink(&c->out, CHUNK_BYTES);
+  if (c->over_mark && c->due <= DRAINED_BYTES) net_session_changed(c->session);
+}
+
+size_t net_channel_write(net_channel *c) {
+  size_t turn = 0;
+  while (c->segments.len && turn < CHUNK_BYTES && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING)) {
+    segment *first = (segment *)(void *)wire_buf_at(&c->segments);
+    size_t bytes = writable_bytes(c, first);
+    if (bytes == 0) break;
+    int rc = ssh_channel_write(c->ssh, wire_buf_at(&c->out), (uint32_t)bytes);
+    if (!net_session_healthy(c->session)) break;
+    if (rc < 0) net_channel_abort(c); /* the peer has closed it, which is about to be reported */
+    if (rc <= 0) break;               /* 0: a key exchange is under way */
+    written(c, first, (size_t)rc);
+    turn += (size_t)rc;
+  }
+  return turn;
+}
+
+size_t net_channel_queued(const net_channel *c) { return c->due; }
+
+void net_channel_finish(net_channel *c) {
+  c->finishing = true;
+  net_session_written(c->session);
+}
+
+void net_channel_abort(net_channel *c) {
+  c->finishing = c->aborted = true;
+  wire_buf_free(&c->in);
+  wire_buf_free(&c->out);
+  wire_buf_free(&c->segments);
+  c->due = 0;
+  net_session_written(c->session);
+}
+
+/* libssh sends no CLOSE while its socket buffer holds bytes and tells so only by SSH_AGAIN: so EOF first, and CLOSE when that is out. */
+void net_channel_close_out(net_channel *c) {
+  if (!c->finishing || c->close_sent || c->segments.len) return;
+  for (int step = 0; step < 2 && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING); step++) {
+    if (c->eof_sent) {
+      ssh_channel_close(c->ssh);
+      c->close_sent = true;
+      net_session_changed(c->session);
+    } else {
+      ssh_channel_send_eof(c->ssh);
+      c->eof_sent = true;
+    }
+    if (!net_session_healthy(c->session) || c->close_sent) return;
+  }
+}
+
+/* ---- what others ask --------------------------------------------------------------------------------------------------------------- */
+
+net_way net_channel_way(const net_channel *c) { return c->way; }
+net_session *net_channel_session(const net_channel *c) { return c->session; }
+void net_channel_set_data(net_channel *c, void *data) { c->data = data; }
+void *net_channel_data(const net_channel *c) { return c->data; }
+wire_buf *net_channel_in(net_channel *c) { return &c->in; }
+wire_buf *net_channel_out(net_channel *c) { return &c->out; }
+bool net_channel_ended(const net_channel *c) { return c->ended; }

@@ -1,0 +1,174 @@
+/* What the files of src/net share; nobody else includes this. */
+#ifndef KORV_NET_INTERNAL_H
+#define KORV_NET_INTERNAL_H
+
+#include <libssh/callbacks.h>
+#include <libssh/libssh.h>
+#include <libssh/server.h>
+#include <sys/queue.h>
+
+#include "net/net.h"
+
+enum {
+  PUMP_ROUNDS = 16,         /* reads of 4096 bytes in one go before others get their turn */
+  CHUNK_BYTES = 32768,      /* what one channel writes before the next of its session does */
+  FLUSH_BYTES = 262144,     /* what one session writes before the loop turns */
+  DRAINED_BYTES = 65536,    /* queued output below which a channel counts as drained */
+  INPUT_BYTES = 1400000,    /* more than libssh's window: the peer ignores flow control */
+  MIN_PACKET_BYTES = 1024,  /* a peer that takes less per packet is refused */
+};
+
+struct net_key {
+  ssh_key key;
+};
+
+typedef TAILQ_HEAD(session_queue, net_session) session_queue;
+
+struct net {
+  uv_loop_t *loop;
+  void *handle_data;
+  bool ending; /* no events any more */
+  size_t handles; /* uv handles that are not closed yet; net_free waits for them */
+  LIST_HEAD(, net_session) sessions;
+  LIST_HEAD(, net_listener) listeners;
+  session_queue reports; /* something happened */
+  session_queue flushes; /* something is to be written */
+};
+
+enum { LISTEN_SOCKETS = 8 };
+
+typedef struct listen_socket {
+  uv_poll_t poll;
+  struct net_listener *listener;
+  int fd;
+} listen_socket;
+
+struct net_listener {
+  LIST_ENTRY(net_listener) link;
+  net *net;
+  const net_events *events;
+  void *owner;
+  net_listen_options options; /* host and keys are not kept */
+  ssh_bind bind;
+  uv_timer_t retry; /* after the file descriptors ran out */
+  listen_socket sockets[LISTEN_SOCKETS];
+  size_t socket_count, closing_handles;
+  size_t sessions, unauthenticated;
+  int port;
+  bool closed;
+};
+
+typedef enum session_state {
+  SESSION_RESOLVE, /* client: the name is being looked up */
+  SESSION_CONNECT, /* client: TCP */
+  SESSION_KEX,     /* key exchange; a server stays here until the log-in */
+  SESSION_AUTH,    /* client: keys are being tried */
+  SESSION_CHANNEL, /* client: the first channel is being opened */
+  SESSION_OPEN,
+  SESSION_DEAD,   /* to be told */
+  SESSION_CLOSING /* told; uv handles closing */
+} session_state;
+
+typedef struct dial dial; /* what only a client has, while it dials; dial.c */
+
+struct net_session {
+  LIST_ENTRY(net_session) all;
+  TAILQ_ENTRY(net_session) report_link, flush_link;
+  net *net;
+  const net_events *events;
+  void *owner, *data;
+  net_listener *listener; /* server only; NULL once it is counted out */
+  dial *dial;             /* client only */
+  ssh_session ssh;
+  ssh_event event; /* NULL until the session may be driven by ssh_event_dopoll */
+  uv_poll_t poll;
+  uv_timer_t timer; /* the log-in's or the dial's deadline */
+  int poll_fd;      /* a dup: libssh closes its own fd whenever it likes */
+  int poll_mask;
+  unsigned closing_handles;
+  session_state state;
+  bool in_reports, in_flushes, told_open, verified, logged_in;
+  uint64_t seen_bytes; /* of counter.in_bytes: what a report has been asked for */
+  unsigned auth_attempts;
+  struct ssh_counter_struct counter;
+  struct ssh_server_callbacks_struct callbacks;
+  TAILQ_HEAD(, net_channel) channels;
+  size_t channel_count;
+  net_error *why; /* why it died; NULL while it lives */
+  char *login;
+  char address[64];
+  char fingerprint[64];
+};
+
+typedef struct segment {
+  size_t bytes;
+  bool whole;
+} segment;
+
+struct net_channel {
+  TAILQ_ENTRY(net_channel) link;
+  net_session *session;
+  ssh_channel ssh;
+  struct ssh_channel_callbacks_struct callbacks;
+  void *data;
+  wire_buf in, out, segments; /* segments: of `segment`, what of out is due and how it is cut */
+  size_t due; /* bytes of out that the segments cover */
+  size_t packet_bytes; /* the peer's maximum; 0: not looked up yet */
+  net_way way;
+  bool has_way, told_open, again, paused, ended, remote_closed, finishing, aborted, eof_sent, close_sent, over_mark;
+};
+
+/* net.c */
+void net_handle_init(net *n, uv_handle_t *h);
+void net_handle_gone(net *n); /* from every close callback */
+void net_error_set(net_error *err, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* session.c */
+net_session *net_session_new(net *n, const net_events *events, void *owner);
+bool net_session_watch(net_session *s, net_error *err); /* begins polling libssh's fd */
+bool net_session_drive(net_session *s);                 /* into an ssh_event of its own */
+void net_session_pump(net_session *s);                  /* reads what there is */
+bool net_session_healthy(net_session *s);               /* after every entry into libssh; marks it dead where it is */
+void net_session_mask(net_session *s);                  /* poll for what is wanted now */
+void net_session_fail(net_session *s, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void net_session_changed(net_session *s); /* something to report */
+void net_session_written(net_session *s); /* something to flush */
+void net_session_note_input(net_session *s); /* after calls that may have read: report what came */
+void net_session_close_handles(net_session *s);
+void net_session_deadline(net_session *s, uint64_t ms, uv_timer_cb cb);
+
+/* listen.c */
+void net_listener_release(net_listener *l, bool logged_in); /* a session of it is gone */
+
+/* serve.c */
+ssh_bind net_serve_bind(const net_listen_options *o, net_error *err);
+void net_serve_accept(net_listener *l, int fd, const char *address); /* takes fd over */
+void net_serve_logged_in(net_session *s);
+
+/* dial.c */
+void net_dial_step(net_session *s);
+void net_dial_cancel(net_session *s); /* stops what dials; the session is closing */
+void net_dial_free(net_session *s);
+
+/* channel.c */
+net_channel *net_channel_new(net_session *s, ssh_channel ssh);
+void net_channel_set_way(net_channel *c, net_way way);
+bool net_channel_report(net_channel *c);
+size_t net_channel_write(net_channel *c); /* one share, at most about CHUNK_BYTES; returns the bytes written */
+void net_channel_close_out(net_channel *c); /* EOF and close, as far as they can go now */
+void net_channel_free(net_channel *c, bool session_gone);
+bool net_channel_is_over(const net_channel *c); /* closed both ways, and told */
+
+/* key.c */
+bool net_public_key_text(ssh_key key, char **blob, char *fingerprint, size_t size);
+
+/* The algorithms, the same for both roles: AEAD only, curve25519, no SHA-1, no compression. */
+#define NET_CIPHERS "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com"
+#define NET_KEX "curve25519-sha256,curve25519-sha256@libssh.org"
+#define NET_MACS "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com"
+#define NET_KEY_TYPES                                                                                                                  \
+  "ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,sk-ssh-ed25519@openssh.com,"                                \
+  "sk-ecdsa-sha2-nistp256@openssh.com,rsa-sha2-512,rsa-sha2-256"
+enum { NET_RSA_BITS = 2048 };
+
+#endif

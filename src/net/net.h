@@ -1,0 +1,148 @@
+/* net: sockets and SSH. Listens, dials, and carries bytes on channels; makes and reads keys.
+ *
+ * Knows no Lua and not what a message means. libssh is driven here and nowhere else, by one rule: its callbacks only append and mark;
+ * what there is to tell is told from net_report, and what there is to write is written by net_flush, both called once a turn of the
+ * loop by whoever owns the loop. So every net_events function but authorize may call anything in this header.
+ *
+ * Nothing here blocks, but for reading small files (keys, known_hosts). Functions that can fail return false or NULL and fill *err.
+ */
+#ifndef KORV_NET_H
+#define KORV_NET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "wire/wire.h"
+
+typedef struct net net;                   /* all that belongs to one loop */
+typedef struct net_listener net_listener; /* a server's sockets */
+typedef struct net_session net_session;   /* one SSH connection, of either role */
+typedef struct net_channel net_channel;   /* one channel of it */
+typedef struct net_key net_key;           /* a private key */
+
+/* Why something failed: a short stable name for programs and a sentence for people. */
+typedef struct net_error {
+  const char *name; /* "EADDRINUSE", "EHOSTKEY", "EAUTH", "ETIMEDOUT", …; static */
+  char text[320];
+} net_error;
+
+/* ---- what comes up --------------------------------------------------------------------------------------------------------- */
+
+typedef struct net_public_key {
+  const char *type;        /* "ssh-ed25519" */
+  const char *blob;        /* base64, as in authorized_keys */
+  const char *fingerprint; /* "SHA256:…" */
+} net_public_key;
+
+/* Set for each listener and each dialled session. owner is theirs. Only what the other role is told may be NULL. */
+typedef struct net_events {
+  /* May this key in, as seen now? Called within libssh, up to twice for each key that a client offers: first when it is offered, then,
+   * with verified, when its signature has been checked. May touch no session. */
+  bool (*authorize)(void *owner, net_session *s, const net_public_key *key, bool verified);
+  void (*listener_closed)(void *owner);                                       /* and the last of its sessions has gone */
+  void (*session_open)(void *owner, net_session *s);                          /* logged in */
+  void (*session_closed)(void *owner, net_session *s, const net_error *why);  /* the last word on it, also where it never opened */
+  void (*channel_open)(void *owner, net_channel *c);                          /* its way in is known */
+  bool (*channel_readable)(void *owner, net_channel *c);                      /* bytes or the end; true: more to do, call again */
+  void (*channel_drained)(void *owner, net_channel *c);                       /* output that was over the mark has gone */
+  void (*channel_closed)(void *owner, net_channel *c);                        /* the last word on it */
+} net_events;
+
+/* ---- the loop ----------------------------------------------------------------------------------------------------------------- */
+
+/* handle_data is put into ->data of every uv handle made here. NULL: no memory. */
+net *net_new(uv_loop_t *loop, void *handle_data);
+
+/* Ends everything now: channel_closed and session_closed are told, nothing else. The memory goes once the loop has run the closing
+ * callbacks. */
+void net_free(net *n);
+
+bool net_report(net *n); /* tells what happened; true: there is more to tell, run another turn without waiting */
+bool net_flush(net *n);  /* writes what was committed; true as above */
+bool net_pending(const net *n); /* is there anything for either? */
+
+/* ---- listening ---------------------------------------------------------------------------------------------------------------- */
+
+typedef struct net_listen_options {
+  const char *host; /* NULL: all interfaces, IPv6 and IPv4 */
+  int port;         /* 0: a free one */
+  net_key **keys;   /* host keys, one of a type; they stay the caller's and must outlive the listener */
+  size_t key_count;
+  size_t connections;     /* in all; lowered to what the file descriptors allow */
+  size_t unauthenticated; /* of these, not logged in yet */
+  size_t channels;        /* of one connection */
+  unsigned auth_attempts; /* of one connection */
+  uint64_t login_ms;      /* from accept to log-in */
+} net_listen_options;
+
+net_listener *net_listen(net *n, const net_listen_options *o, const net_events *events, void *owner, net_error *err);
+int net_listener_port(const net_listener *l);
+void net_listener_close(net_listener *l); /* no new connections, and those that there are end */
+
+/* ---- dialling ----------------------------------------------------------------------------------------------------------------- */
+
+typedef struct net_dial_options {
+  const char *host;
+  int port;
+  const char *user;
+  net_key **keys; /* tried in this order; the session takes them over, also where net_dial fails */
+  size_t key_count;
+  const char *known_hosts; /* a file, which may not exist yet; NULL: the host's key is not checked */
+  bool accept_new;         /* an unknown host's key is added to known_hosts; a changed one never is */
+  uint64_t timeout_ms;     /* until the first channel is open */
+} net_dial_options;
+
+/* Connects, checks the host, logs in and opens the first channel (subsystem "korv", else direct-tcpip): session_open and channel_open
+ * follow, or session_closed with the reason. NULL where it could not even begin. */
+net_session *net_dial(net *n, const net_dial_options *o, const net_events *events, void *owner, net_error *err);
+
+/* ---- sessions ------------------------------------------------------------------------------------------------------------------ */
+
+void net_session_close(net_session *s, const char *name, const char *why); /* tells session_closed at the next net_report */
+void net_session_set_data(net_session *s, void *data);
+void *net_session_data(const net_session *s);
+const char *net_session_address(const net_session *s); /* "127.0.0.1"; of the peer */
+const char *net_session_login(const net_session *s);   /* the user name that the peer typed: no identity */
+const char *net_session_fingerprint(const net_session *s); /* server: of the key that logged in; client: of the host's key */
+void net_session_keep_loop(net_session *s, bool keep);     /* false: this session alone does not keep the loop running */
+
+/* ---- channels ------------------------------------------------------------------------------------------------------------------ */
+
+typedef enum net_way { NET_TCPIP, NET_SUBSYSTEM } net_way;
+
+net_way net_channel_way(const net_channel *c);
+net_session *net_channel_session(const net_channel *c);
+void net_channel_set_data(net_channel *c, void *data);
+void *net_channel_data(const net_channel *c);
+
+wire_buf *net_channel_in(net_channel *c);       /* what has come; consume from it */
+bool net_channel_ended(const net_channel *c);   /* the peer sends no more than is in there */
+void net_channel_pause(net_channel *c, bool on); /* stop reading: the peer's window runs full */
+
+/* Output is appended to this buffer and becomes due by net_channel_commit: `whole` sends all that was appended since the last commit
+ * as one SSH data packet (split only where it is longer than the peer's packets), else it runs on with what is there. */
+wire_buf *net_channel_out(net_channel *c);
+void net_channel_commit(net_channel *c, bool whole);
+size_t net_channel_queued(const net_channel *c); /* bytes not handed to the library yet */
+
+void net_channel_finish(net_channel *c); /* once the output is written: EOF and close */
+void net_channel_abort(net_channel *c);  /* drop the output, close now */
+
+/* ---- keys ---------------------------------------------------------------------------------------------------------------------- */
+
+net_key *net_key_load(const char *path, const char *passphrase, net_error *err); /* passphrase may be NULL */
+net_key *net_key_make(const char *path, net_error *err); /* a new ed25519 key, mode 0600; never replaces a file ("EEXIST") */
+void net_key_free(net_key *k);
+
+typedef struct net_key_text {
+  char type[64];
+  char fingerprint[96];
+} net_key_text;
+
+bool net_key_describe(const net_key *k, net_key_text *out, net_error *err);
+/* Of a public key as it stands in authorized_keys: true where it is whole and of that type. */
+bool net_public_key_describe(const char *type, const char *blob, net_key_text *out, net_error *err);
+
+#endif

@@ -1,0 +1,185 @@
+/* A session of either role: how libssh is driven from the loop, how it dies and how it is torn down. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "net/internal.h"
+
+static net_error out_of_memory = {"ENOMEM", "out of memory"};
+
+net_session *net_session_new(net *n, const net_events *events, void *owner) {
+  net_session *s = calloc(1, sizeof *s);
+  if (!s) return NULL;
+  s->net = n;
+  s->events = events;
+  s->owner = owner;
+  s->poll_fd = -1;
+  TAILQ_INIT(&s->channels);
+  uv_timer_init(n->loop, &s->timer);
+  net_handle_init(n, (uv_handle_t *)&s->timer);
+  LIST_INSERT_HEAD(&n->sessions, s, all);
+  return s;
+}
+
+void net_session_deadline(net_session *s, uint64_t ms, uv_timer_cb cb) { uv_timer_start(&s->timer, cb, ms, 0); }
+
+/* ---- death ---------------------------------------------------------------------------------------------------------------------- */
+
+void net_session_fail(net_session *s, const char *name, const char *format, ...) {
+  if (s->state >= SESSION_DEAD) return;
+  s->state = SESSION_DEAD;
+  s->why = malloc(sizeof *s->why);
+  if (s->why) {
+    va_list args;
+    va_start(args, format);
+    s->why->name = name;
+    vsnprintf(s->why->text, sizeof s->why->text, format, args);
+    va_end(args);
+  } else {
+    s->why = &out_of_memory;
+  }
+  net_session_changed(s);
+}
+
+void net_session_close(net_session *s, const char *name, const char *why) { net_session_fail(s, name, "%s", why); }
+
+static void session_free(net_session *s) {
+  if (s->event) {
+    ssh_event_remove_session(s->event, s->ssh);
+    ssh_event_free(s->event);
+  }
+  if (s->ssh) ssh_free(s->ssh);
+  if (s->poll_fd >= 0) close(s->poll_fd);
+  net_channel *c;
+  while ((c = TAILQ_FIRST(&s->channels))) net_channel_free(c, true);
+  if (s->listener) net_listener_release(s->listener, s->logged_in);
+  if (s->dial) net_dial_free(s);
+  if (s->why != &out_of_memory) free(s->why);
+  free(s->login);
+  free(s);
+}
+
+static void on_handle_closed(net_session *s) {
+  net *n = s->net;
+  if (--s->closing_handles == 0) {
+    LIST_REMOVE(s, all);
+    session_free(s);
+  }
+  net_handle_gone(n);
+}
+
+static void on_poll_closed(uv_handle_t *h) { on_handle_closed((net_session *)((char *)h - offsetof(net_session, poll))); }
+static void on_timer_closed(uv_handle_t *h) { on_handle_closed((net_session *)((char *)h - offsetof(net_session, timer))); }
+
+void net_session_close_handles(net_session *s) {
+  if (s->state == SESSION_CLOSING) return;
+  s->state = SESSION_CLOSING;
+  if (s->in_reports) TAILQ_REMOVE(&s->net->reports, s, report_link);
+  if (s->in_flushes) TAILQ_REMOVE(&s->net->flushes, s, flush_link);
+  s->in_reports = s->in_flushes = false;
+  if (s->dial) net_dial_cancel(s);
+  s->closing_handles = 1;
+  if (s->poll_fd >= 0) {
+    s->closing_handles++;
+    uv_close((uv_handle_t *)&s->poll, on_poll_closed);
+  }
+  uv_close((uv_handle_t *)&s->timer, on_timer_closed);
+}
+
+/* ---- life ----------------------------------------------------------------------------------------------------------------------- */
+
+bool net_session_healthy(net_session *s) {
+  if (s->state >= SESSION_DEAD) return false;
+  if (ssh_get_fd(s->ssh) >= 0 && !(ssh_get_status(s->ssh) & (SSH_CLOSED | SSH_CLOSED_ERROR))) return true;
+  const char *what = ssh_get_error(s->ssh);
+  net_session_fail(s, "ECONNRESET", "%s", what && *what ? what : "the peer closed the connection");
+  return false;
+}
+
+void net_session_pump(net_session *s) {
+  for (int round = 0; round < PUMP_ROUNDS; round++) {
+    uint64_t before = s->counter.in_bytes;
+    int rc = ssh_event_dopoll(s->event, 0);
+    if (!net_session_healthy(s)) return;
+    if (rc == SSH_ERROR) {
+      net_session_fail(s, "ECONNRESET", "%s", ssh_get_error(s->ssh));
+      return;
+    }
+    if (s->counter.in_bytes - before != 4096) break; /* a short read: the socket is empty */
+  }
+  if (s->verified && s->state == SESSION_KEX) net_serve_logged_in(s);
+  s->seen_bytes = s->counter.in_bytes;
+  net_session_changed(s);
+  net_session_written(s); /* a window may have grown, which no callback tells */
+}
+
+void net_session_note_input(net_session *s) {
+  if (s->counter.in_bytes == s->seen_bytes) return;
+  s->seen_bytes = s->counter.in_bytes;
+  net_session_changed(s);
+}
+
+static void on_poll(uv_poll_t *h, int status, int events) {
+  (void)events;
+  net_session *s = (net_session *)((char *)h - offsetof(net_session, poll));
+  if (s->state >= SESSION_DEAD) return;
+  if (status < 0)
+    net_session_fail(s, "ECONNRESET", "the connection was lost: %s", uv_strerror(status));
+  else if (s->event)
+    net_session_pump(s);
+  else
+    net_dial_step(s);
+}
+
+void net_session_mask(net_session *s) {
+  if (s->poll_fd < 0) return;
+  int mask = UV_READABLE | (ssh_get_status(s->ssh) & SSH_WRITE_PENDING ? UV_WRITABLE : 0);
+  if (mask == s->poll_mask) return; /* each start is two system calls */
+  s->poll_mask = mask;
+  uv_poll_start(&s->poll, mask, on_poll);
+}
+
+bool net_session_watch(net_session *s, net_error *err) {
+  s->poll_fd = fcntl(ssh_get_fd(s->ssh), F_DUPFD_CLOEXEC, 0);
+  if (s->poll_fd < 0) {
+    net_error_set(err, "EMFILE", "cannot watch the connection: %s", strerror(errno));
+    return false;
+  }
+  int rc = uv_poll_init(s->net->loop, &s->poll, s->poll_fd);
+  if (rc < 0) {
+    close(s->poll_fd);
+    s->poll_fd = -1;
+    net_error_set(err, uv_err_name(rc), "cannot watch the connection: %s", uv_strerror(rc));
+    return false;
+  }
+  net_handle_init(s->net, (uv_handle_t *)&s->poll);
+  net_session_mask(s);
+  return true;
+}
+
+bool net_session_drive(net_session *s) {
+  s->event = ssh_event_new();
+  if (s->event && ssh_event_add_session(s->event, s->ssh) == SSH_OK) return true;
+  net_session_fail(s, "ENOMEM", "out of memory for the session");
+  return false;
+}
+
+/* ---- what others ask ---------------------------------------------------------------------------------------------------------------- */
+
+void net_session_set_data(net_session *s, void *data) { s->data = data; }
+void *net_session_data(const net_session *s) { return s->data; }
+const char *net_session_address(const net_session *s) { return s->address; }
+const char *net_session_login(const net_session *s) { return s->login ? s->login : ""; }
+const char *net_session_fingerprint(const net_session *s) { return s->fingerprint; }
+
+void net_session_keep_loop(net_session *s, bool keep) {
+  if (s->poll_fd < 0) return;
+  if (keep)
+    uv_ref((uv_handle_t *)&s->poll);
+  else
+    uv_unref((uv_handle_t *)&s->poll);
+}
