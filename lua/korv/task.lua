@@ -15,13 +15,17 @@ task.spawn = core.spawn
 
 --- Turns a function that calls back into one that returns. Works in an endpoint and in `korv.spawn`; elsewhere it raises.
 -- @tparam function begin called at once with `resume`; whatever `resume(…)` is called with is what `await` returns. It may be called
--- at once or later, from a luv callback or another coroutine; a second call is ignored.
+-- at once or later, from a luv callback or another coroutine; a second call is ignored. What `begin` returns, if it is a function, is
+-- called where the wait is cancelled: by a deadline, a client that went away, `{"cancel": …}`.
 -- @return what `resume` was called with
--- @usage local name = korv.await(function(resume) uv.fs_realpath(".", function(err, path) resume(path or err) end) end)
+-- @usage local path = korv.await(function(resume)
+--   local request = uv.fs_realpath(".", function(problem, path) resume(path or problem) end)
+--   return function() request:cancel() end
+-- end)
 function task.await(begin)
   local this, ticket = core.ticket()
   local early, waiting
-  begin(function(...)
+  local undo = begin(function(...)
     if waiting then
       core.wake(this, ticket, ...)
     elseif not early then
@@ -30,27 +34,13 @@ function task.await(begin)
   end)
   if early then return table.unpack(early, 1, early.n) end
   waiting = true
-  return core.wait(this, ticket)
+  return core.wait(this, type(undo) == "function" and undo or nil)
 end
 
 --- Waits.
+-- @function sleep
 -- @tparam number seconds with a fraction; 0 lets everybody else have a turn
-function task.sleep(seconds)
-  if type(seconds) ~= "number" or not (seconds >= 0 and seconds <= 1e9) then
-    error(("korv.sleep: seconds must be a number from 0 on (got %s)"):format(tostring(seconds)), 2)
-  end
-  local this, ticket = core.ticket()
-  if seconds == 0 then
-    core.wake_next(this, ticket)
-  else
-    local timer = uv.new_timer()
-    timer:start(math.ceil(seconds * 1000), 0, function()
-      timer:close()
-      core.wake(this, ticket)
-    end)
-  end
-  return core.wait(this, ticket)
-end
+task.sleep = core.sleep
 
 --- Runs the loop until nothing is left to do or `korv.stop` is called. A program's last line, where no server's `start` is.
 function task.run()

@@ -46,12 +46,15 @@ typedef struct host_json_field {
 } host_json_field;
 
 /* Decodes exactly one JSON document (RFC 8259, nothing after it but white space) and pushes its value. 0, or -1 with *err filled and
- * the stack as it was. Of a top-level object the members named in fields[0 … n-1] are reported there, the last of a name winning. */
+ * the stack as it was. Of a top-level object the members named in fields[0 … n-1] are reported there, the last of a name winning;
+ * none of any other document, nor after a failure. */
 int host_json_decode(lua_State *L, const char *text, size_t len, const host_json_limits *limits, host_json_field *fields, size_t n,
                      host_json_error *err);
 
 /* Appends the value at index, encoded, to out. root names the value in error messages ("body"). 0, or -1 with *err filled and
- * out as it was. Calls no metamethod and runs no Lua code. Where it raises (no memory), out keeps a part: the caller truncates. */
+ * out as it was. Calls no metamethod, runs no Lua code and never raises.
+ * A table is an array where it carries the array metatable or, without that, has the keys 1 … n (n >= 1) and no others; else it is an
+ * object, and its keys are strings. All that is neither, and what JSON has no form for, is an error. nil is null. */
 int host_json_encode(lua_State *L, int index, const char *root, const host_json_limits *limits, wire_buf *out, host_json_error *err);
 
 /* Lua functions json.encode(value) -> text | nil, message, name and json.decode(text) -> value | nil, message, name, and the fields
@@ -63,11 +66,14 @@ void host_json_module(lua_State *L);
 typedef struct host host;           /* what one Lua state's tasks share */
 typedef struct host_task host_task; /* one coroutine at work; pooled, and never freed before the host */
 
-host *host_new(lua_State *L); /* NULL: no memory */
-void host_free(host *h);      /* before the Lua state closes, or while it does */
+host *host_new(void *owner); /* NULL: no memory */
+void host_free(host *h);     /* before the Lua state closes, or while it does */
+void *host_owner(const host_task *t);
 
-/* Told once, when the task's function has returned (status LUA_OK: nresults values on top of co) or raised (else: the error's value on
- * top of co, whose stack still stands for a traceback). The task goes back to the pool behind it. */
+enum { HOST_CANCELLED = 64 }; /* a status beside Lua's own */
+
+/* Told once: the task's function has returned (status LUA_OK: nresults values on top of co), raised (else: the error's value on top of co,
+ * whose stack still stands for a traceback) or was cancelled (HOST_CANCELLED). The task goes back to the pool behind it. */
 typedef void host_task_done(void *owner, host_task *t, lua_State *co, int status, int nresults);
 
 /* A task to be begun: push a function and its arguments on host_task_state(t). Raises for want of memory. */
@@ -81,12 +87,21 @@ bool host_pending(const host *h);
 
 /* The task that runs now and may wait on this lua_State, or NULL with *why saying what is in the way. */
 host_task *host_task_here(const host *h, lua_State *L, const char **why);
+host_task *host_task_running(const host *h); /* NULL: none */
 
-/* Waiting, in two steps so that nothing is lost between them: a ticket first, then the yield. Whoever has task and ticket wakes it once;
- * a ticket that is over is ignored, so a late wake harms nobody. */
-uint64_t host_task_ticket(host *h, host_task *t);
-int host_task_wait(host_task *t, lua_State *L); /* return its result from a lua_CFunction: yields, the wake's values are its results */
+/* Waiting, in two steps so that nothing is lost between them: a ticket first, then the yield, by lua_yieldk, of nothing. Whoever has task
+ * and ticket wakes it once; its values are pushed on the coroutine's stack. A ticket that is over is ignored, so a late wake harms nobody.
+ * Where the task is cancelled meanwhile, unwait is called (NULL: nothing to do) to let go of what would have woken it. */
+typedef void host_task_unwait(host_task *t, void *arg);
+
+uint64_t host_task_ticket(host *h, host_task *t, host_task_unwait *unwait, void *arg);
+void host_task_set_unwait_arg(host_task *t, void *arg);
+void host_task_wait(host_task *t); /* just before the yield */
 bool host_task_wake(host *h, host_task *t, uint64_t ticket, lua_State *from, int nvalues); /* pops the values in any case */
-void host_task_wake_next(host *h, host_task *t, uint64_t ticket); /* a running task: ready again, for the next host_run, once it waits */
+void host_task_wake_next(host *h, host_task *t); /* a running task with a ticket: ready again, for the next host_run, once it waits */
+
+/* Ends a task: one that waits or is ready is closed in the next host_run (its to-be-closed variables run, and cannot wait), one that runs
+ * at its next wait. Cancelling twice is once. */
+void host_task_cancel(host *h, host_task *t);
 
 #endif

@@ -14,21 +14,30 @@ struct host_task {
   int ref; /* of co, in the registry */
   host_task_done *done;
   void *owner;
+  host *host;
   uint64_t ticket; /* what it waits for; 0: it does not wait */
-  int nargs;       /* of the next resume */
-  bool again;      /* ready as soon as it waits */
+  host_task_unwait *unwait;
+  void *unwait_arg;
+  int nargs;      /* of the next resume */
+  bool waits;     /* it yielded for its ticket */
+  bool again;     /* ready as soon as it waits */
+  bool cancelled; /* to be closed in place of being resumed */
 };
 
 struct host {
   host_task *all, *pool, *running;
   host_task *ready_first, *ready_last;
   uint64_t tickets;
+  void *owner;
 };
 
-host *host_new(lua_State *L) {
-  (void)L;
-  return calloc(1, sizeof(host));
+host *host_new(void *owner) {
+  host *h = calloc(1, sizeof *h);
+  if (h) h->owner = owner;
+  return h;
 }
+
+void *host_owner(const host_task *t) { return t->host->owner; }
 
 void host_free(host *h) {
   while (h->all) {
@@ -57,6 +66,7 @@ host_task *host_task_new(host *h, lua_State *L, host_task_done *done, void *owne
     t = calloc(1, sizeof *t);
     if (!t) luaL_error(L, "out of memory for a task");
     t->ref = LUA_NOREF;
+    t->host = h;
     t->all = h->all;
     h->all = t;
     t->next = NULL;
@@ -67,6 +77,7 @@ host_task *host_task_new(host *h, lua_State *L, host_task_done *done, void *owne
   t->next = NULL;
   t->done = done;
   t->owner = owner;
+  t->cancelled = false;
   return t;
 }
 
@@ -74,20 +85,40 @@ lua_State *host_task_state(const host_task *t) { return t->co; }
 
 /* An error leaves the dead frames for the traceback; resetting makes the thread good again. */
 static void recycle(host *h, lua_State *L, host_task *t, int status) {
-  if (status != LUA_OK && lua_resetthread(t->co) != LUA_OK) drop_thread(L, t);
+  bool dead = status != LUA_OK && status != HOST_CANCELLED;
+  if (dead && lua_resetthread(t->co) != LUA_OK) drop_thread(L, t);
   if (t->co) lua_settop(t->co, 0);
   t->next = h->pool;
   h->pool = t;
 }
 
+static void finish(host *h, host_task *t, lua_State *L, int status, int nresults) {
+  t->ticket = 0;
+  t->done(t->owner, t, t->co, status, nresults);
+  recycle(h, L, t, status);
+}
+
+/* Closing runs the to-be-closed variables of every frame; what they raise has nobody left to tell. */
+static void close_cancelled(host *h, host_task *t, lua_State *L) {
+  if (lua_resetthread(t->co) != LUA_OK) drop_thread(L, t);
+  finish(h, t, L, HOST_CANCELLED, 0);
+}
+
+static void end_wait(host_task *t) {
+  t->ticket = 0;
+  if (t->unwait) t->unwait(t, t->unwait_arg);
+  t->unwait = NULL;
+}
+
 /* Suspended: by a wait of ours, which has a ticket, or by nobody who would ever resume it, which is an error. */
 static int suspended(host *h, host_task *t, int nresults) {
   lua_pop(t->co, nresults);
-  if (t->ticket == 0) {
+  if (!t->waits) {
     lua_pushliteral(t->co, "coroutine.yield outside a coroutine of your own: use korv.sleep or korv.await to wait");
     return LUA_ERRRUN;
   }
-  if (t->again) {
+  if (t->cancelled) end_wait(t);
+  if (t->again || t->cancelled) {
     t->ticket = 0;
     host_task_queue(h, t, 0);
   }
@@ -96,15 +127,12 @@ static int suspended(host *h, host_task *t, int nresults) {
 
 static void resume(host *h, host_task *t, lua_State *L) {
   int nresults = 0;
-  t->again = false;
+  t->waits = t->again = false;
   h->running = t;
   int status = lua_resume(t->co, L, t->nargs, &nresults);
   h->running = NULL;
   if (status == LUA_YIELD) status = suspended(h, t, nresults);
-  if (status == LUA_YIELD) return;
-  t->ticket = 0;
-  t->done(t->owner, t, t->co, status, nresults);
-  recycle(h, L, t, status);
+  if (status != LUA_YIELD) finish(h, t, L, status, nresults);
 }
 
 void host_task_begin(host *h, host_task *t, lua_State *L, int nargs) {
@@ -133,7 +161,10 @@ bool host_run(host *h, lua_State *L) {
     if (!h->ready_first) h->ready_last = NULL;
     if (t == last) last = NULL;
     t->next = NULL;
-    resume(h, t, L);
+    if (t->cancelled)
+      close_cancelled(h, t, L);
+    else
+      resume(h, t, L);
   }
   return host_pending(h);
 }
@@ -155,18 +186,17 @@ host_task *host_task_here(const host *h, lua_State *L, const char **why) {
   return NULL;
 }
 
-uint64_t host_task_ticket(host *h, host_task *t) { return t->ticket = ++h->tickets; }
+host_task *host_task_running(const host *h) { return h->running; }
 
-/* What the wake pushed on the coroutine's stack is what the waiting C function returns. */
-static int woken(lua_State *L, int status, lua_KContext at) {
-  (void)status;
-  return lua_gettop(L) - (int)at;
+uint64_t host_task_ticket(host *h, host_task *t, host_task_unwait *unwait, void *arg) {
+  t->unwait = unwait;
+  t->unwait_arg = arg;
+  return t->ticket = ++h->tickets;
 }
 
-int host_task_wait(host_task *t, lua_State *L) {
-  (void)t;
-  return lua_yieldk(L, 0, lua_gettop(L), woken);
-}
+void host_task_set_unwait_arg(host_task *t, void *arg) { t->unwait_arg = arg; }
+
+void host_task_wait(host_task *t) { t->waits = true; }
 
 bool host_task_wake(host *h, host_task *t, uint64_t ticket, lua_State *from, int nvalues) {
   if (t->ticket != ticket || t == h->running || !lua_checkstack(t->co, nvalues + 1)) {
@@ -174,11 +204,18 @@ bool host_task_wake(host *h, host_task *t, uint64_t ticket, lua_State *from, int
     return false;
   }
   t->ticket = 0;
+  t->unwait = NULL;
   lua_xmove(from, t->co, nvalues);
   host_task_queue(h, t, nvalues);
   return true;
 }
 
-void host_task_wake_next(host *h, host_task *t, uint64_t ticket) {
-  t->again = t == h->running && t->ticket == ticket;
+void host_task_wake_next(host *h, host_task *t) { t->again = t == h->running && t->ticket != 0; }
+
+void host_task_cancel(host *h, host_task *t) {
+  if (t->cancelled) return;
+  t->cancelled = true;
+  if (t == h->running || t->ticket == 0) return; /* at its next wait; or it is in the ready queue already */
+  end_wait(t);
+  host_task_queue(h, t, 0);
 }

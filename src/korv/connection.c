@@ -269,21 +269,11 @@ static int reader_gc(lua_State *L) {
   return 0;
 }
 
-static void make_type(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc) {
-  luaL_newmetatable(L, name);
-  lua_newtable(L);
-  luaL_setfuncs(L, methods, 0);
-  lua_setfield(L, -2, "__index");
-  lua_pushcfunction(L, gc);
-  lua_setfield(L, -2, "__gc");
-  lua_pop(L, 1);
-}
-
 void connection_open(lua_State *L) {
   static const luaL_Reg connection_methods[] = {{"send", send_}, {"keep_loop", keep_loop}, {"close", close_}, {NULL, NULL}};
   static const luaL_Reg reader_methods[] = {{"feed", feed}, {"next", next}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"dial", dial_}, {"reader", reader_}, {NULL, NULL}};
-  make_type(L, CONNECTION, connection_methods, connection_gc);
-  make_type(L, READER, reader_methods, reader_gc);
+  type_make(L, CONNECTION, connection_methods, connection_gc);
+  type_make(L, READER, reader_methods, reader_gc);
   luaL_setfuncs(L, functions, 0);
 }

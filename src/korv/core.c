@@ -1,6 +1,5 @@
 /* korv.core: the module's entry. */
 #include <dlfcn.h>
-#include <libssh/libssh.h>
 
 #include "korv/korv.h"
 
@@ -15,13 +14,13 @@ LUALIB_API __attribute__((visibility("default"))) int luaopen_korv_core(lua_Stat
 int luaopen_korv_core(lua_State *L) {
   luaL_checkversion(L);
   stay_loaded();
-  ssh_init();
   lua_newtable(L);
   host_json_open(L);
   hub_open(L);
   host_json_module(L);
   lua_setfield(L, -2, "json");
   key_open(L);
+  timer_open(L);
   task_open(L);
   server_open(L);
   connection_open(L);

@@ -1,5 +1,6 @@
 /* The hub: one for each Lua state. It borrows luv's loop and gives each of its iterations a turn: report what came in, resume what is
  * ready, write what is due. All Lua that korv runs from the loop runs in a turn, protected, on a thread of the hub's own. */
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,8 @@
 
 static const char HUB[] = "korv.hub";
 static const char LOG[] = "korv.log";
+
+enum { BURST_BYTES = 4 << 20, REST_MS = 1000 };
 
 /* ---- a turn ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -39,6 +42,15 @@ static void stay_awake(hub *h, bool awake) {
     uv_idle_stop(&h->idle);
 }
 
+/* Garbage and free pages that large messages left behind would stay until the next burst: Lua collects only as it allocates, and the
+ * allocator keeps what it once had. */
+static void on_rest(uv_timer_t *handle) {
+  hub *h = (hub *)(void *)((char *)handle - offsetof(hub, rest));
+  h->burst_bytes = 0;
+  lua_gc(h->L, LUA_GCCOLLECT);
+  malloc_trim(0);
+}
+
 static void turn(hub *h) {
   if (h->in_turn || h->dead) return;
   h->in_turn = true;
@@ -52,6 +64,7 @@ static void turn(hub *h) {
   lua_settop(h->L, 0);
   h->in_turn = false;
   stay_awake(h, more);
+  if (h->burst_bytes >= BURST_BYTES && !uv_is_active((uv_handle_t *)&h->rest)) uv_timer_start(&h->rest, on_rest, REST_MS, 0);
 }
 
 static bool has_work(const hub *h) { return net_pending(h->net) || host_pending(h->host); }
@@ -145,6 +158,16 @@ int fail(lua_State *L, const char *name, const char *message) {
   return 3;
 }
 
+void type_make(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc) {
+  luaL_newmetatable(L, name);
+  lua_newtable(L);
+  luaL_setfuncs(L, methods, 0);
+  lua_setfield(L, -2, "__index");
+  lua_pushcfunction(L, gc);
+  lua_setfield(L, -2, "__gc");
+  lua_pop(L, 1);
+}
+
 /* ---- options ------------------------------------------------------------------------------------------------------------------------- */
 
 const char *option_string(lua_State *L, int index, const char *name, const char *otherwise) {
@@ -184,15 +207,15 @@ int option_function(lua_State *L, int index, const char *name) {
 
 /* ---- life -------------------------------------------------------------------------------------------------------------------------------- */
 
-static void on_closed(uv_handle_t *handle) {
-  luv_handle_t *luv = handle->data;
-  hub *h = luv->extra;
+/* The luv data stays: it is Lua's, and handles of net may close later than these. */
+void hub_handle_closed(hub *h) {
   if (--h->closing_handles) return;
   wire_codec_free(h->codec);
   wire_buf_free(&h->scratch);
   free(h);
-  (void)luv; /* stays: handles of net may still close */
 }
+
+static void on_closed(uv_handle_t *handle) { hub_handle_closed(((luv_handle_t *)handle->data)->extra); }
 
 static int hub_gc(lua_State *L) {
   hub **box = lua_touserdata(L, 1);
@@ -202,10 +225,12 @@ static int hub_gc(lua_State *L) {
   h->dead = true;
   net_free(h->net);
   host_free(h->host);
-  h->closing_handles = 3;
+  h->closing_handles = 4;
   uv_close((uv_handle_t *)&h->prepare, on_closed);
   uv_close((uv_handle_t *)&h->check, on_closed);
   uv_close((uv_handle_t *)&h->idle, on_closed);
+  uv_close((uv_handle_t *)&h->rest, on_closed);
+  timers_close(h);
   return 0;
 }
 
@@ -213,11 +238,13 @@ static void begin_turns(hub *h) {
   uv_prepare_init(h->loop, &h->prepare);
   uv_check_init(h->loop, &h->check);
   uv_idle_init(h->loop, &h->idle);
-  h->prepare.data = h->check.data = h->idle.data = h->luv;
+  uv_timer_init(h->loop, &h->rest);
+  h->prepare.data = h->check.data = h->idle.data = h->rest.data = h->luv;
   uv_prepare_start(&h->prepare, on_prepare);
   uv_check_start(&h->check, on_check);
   uv_unref((uv_handle_t *)&h->prepare);
   uv_unref((uv_handle_t *)&h->check);
+  uv_unref((uv_handle_t *)&h->rest);
 }
 
 /* luv walks every handle on its loop and takes what is behind ->data for its own. */
@@ -262,7 +289,7 @@ hub *hub_open(lua_State *L) {
   h->loop = luv_loop(L);
   h->luv = luv_data(L, h);
   h->net = net_new(h->loop, h->luv);
-  h->host = host_new(L);
+  h->host = host_new(h);
   h->codec = wire_codec_new();
   if (!h->net || !h->host || !h->codec) luaL_error(L, "out of memory");
   h->L = lua_newthread(L);

@@ -82,14 +82,8 @@ void key_list_give_up(lua_State *L, int index, const char *name) {
 }
 
 void key_open(lua_State *L) {
+  static const luaL_Reg methods[] = {{"describe", describe}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"load_key", load_key}, {"make_key", make_key}, {"public_key", public_key}, {NULL, NULL}};
-  luaL_newmetatable(L, KEY);
-  lua_pushcfunction(L, key_gc);
-  lua_setfield(L, -2, "__gc");
-  lua_createtable(L, 0, 1);
-  lua_pushcfunction(L, describe);
-  lua_setfield(L, -2, "describe");
-  lua_setfield(L, -2, "__index");
-  lua_pop(L, 1);
+  type_make(L, KEY, methods, key_gc);
   luaL_setfuncs(L, functions, 0);
 }

@@ -15,6 +15,8 @@
 
 /* ---- hub.c: what one Lua state has once ----------------------------------------------------------------------------------------- */
 
+typedef struct timer timer;
+
 typedef struct hub {
   uv_loop_t *loop;
   lua_State *L; /* a thread of its own for all that runs in a turn */
@@ -26,6 +28,9 @@ typedef struct hub {
   uv_prepare_t prepare;    /* a turn before the loop sleeps, */
   uv_check_t check;        /* one after what woke it, */
   uv_idle_t idle;          /* and no sleep while something is left to do */
+  uv_timer_t rest;         /* after a burst: memory is given back when it is quiet */
+  size_t burst_bytes;      /* of messages since the last rest */
+  timer *timers, *spare_timers; /* all, and those not in use */
   unsigned closing_handles;
   bool in_turn, dead;
   char time[24]; /* of this turn, in seconds, as JSON */
@@ -35,6 +40,7 @@ typedef struct hub {
 hub *hub_open(lua_State *L); /* makes it, or finds it; raises */
 hub *hub_get(lua_State *L);
 void hub_poke(hub *h); /* something was queued outside a turn */
+void hub_handle_closed(hub *h);
 
 /* Calls the function below nargs arguments on h->L, protected; an error goes to the log (core.log) with its traceback and `where`. Leaves
  * nresults values, or none and returns false. */
@@ -44,6 +50,26 @@ void hub_log(hub *h, const char *level, const char *format, ...) __attribute__((
 int ref_take(lua_State *L);              /* pops a value into the registry */
 void ref_drop(lua_State *L, int *ref);   /* idempotent */
 int fail(lua_State *L, const char *name, const char *message); /* returns nil, message, name */
+
+/* A userdata type with these methods; one place for all. */
+void type_make(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc);
+
+/* ---- timer.c --------------------------------------------------------------------------------------------------------------------------- */
+
+typedef void timer_fire(void *arg, uint64_t number); /* in the loop, outside a turn; the timer is stopped already */
+
+struct timer {
+  uv_timer_t uv;
+  hub *hub;
+  timer *all, *next;
+  timer_fire *fire;
+  void *arg;
+  uint64_t number;
+};
+
+timer *timer_start(hub *h, double seconds, timer_fire *fire, void *arg, uint64_t number); /* NULL: no memory */
+void timer_stop(timer *t);                                                               /* t is gone then, as it is once it has fired */
+void timers_close(hub *h);
 
 /* ---- options of a table at an index ------------------------------------------------------------------------------------------------ */
 
@@ -60,7 +86,9 @@ net_key **key_list(lua_State *L, int index, const char *name, size_t *count); /*
 void key_list_give_up(lua_State *L, int index, const char *name); /* the keys of the list belong to whoever has them now */
 void server_open(lua_State *L);     /* core.server */
 void connection_open(lua_State *L); /* core.dial, core.reader */
-void task_open(lua_State *L);       /* core.spawn, here, ticket, wait, wake */
+void timer_open(lua_State *L);      /* core.timer */
+void task_open(lua_State *L);       /* core.spawn, sleep, here, ticket, wait, wake */
+host_task *task_that_waits(lua_State *L, int level); /* raises where nothing can wait, as if at that level of the stack */
 
 /* ---- request.c: a message that asks for something ------------------------------------------------------------------------------------ */
 

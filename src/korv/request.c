@@ -1,5 +1,4 @@
 /* A request: from a message's fields to a coroutine that runs the app's handler, and from what that returns to the answer. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,15 +8,22 @@ enum { ID, VERB, RESOURCE, BODY, FIELDS };
 
 /* ---- answers ------------------------------------------------------------------------------------------------------------------------- */
 
-static int append_text(wire_buf *out, const char *text) { return wire_buf_append(out, text, strlen(text)); }
+static char *put(char *at, const char *bytes, size_t len) { return (char *)memcpy(at, bytes, len) + len; }
 
-/* {"id":NOW,"request_id":ID,"code":CODE,"body": — the rest of the object is the caller's. */
-static int append_head(hub *h, wire_buf *out, const char *id, size_t id_len, int code) {
-  char number[16];
-  int digits = snprintf(number, sizeof number, "%d", code);
-  return append_text(out, "{\"id\":") || wire_buf_append(out, h->time, h->time_len) || append_text(out, ",\"request_id\":") ||
-         wire_buf_append(out, id, id_len) || append_text(out, ",\"code\":") || wire_buf_append(out, number, (size_t)digits) ||
-         append_text(out, ",\"body\":");
+#define PUT(at, literal) put(at, literal, sizeof(literal) - 1)
+
+/* {"id":NOW,"request_id":ID,"code":CODE,"body": — the rest of the object is the caller's. False: no memory. */
+static bool append_head(hub *h, wire_buf *out, const char *id, size_t id_len, int code) {
+  enum { FIXED_BYTES = 64 };
+  char *begin = wire_buf_reserve(out, FIXED_BYTES + h->time_len + id_len), *at = begin;
+  if (!begin) return false;
+  const char digits[] = {(char)('0' + code / 100), (char)('0' + code / 10 % 10), (char)('0' + code % 10)};
+  at = put(PUT(at, "{\"id\":"), h->time, h->time_len);
+  at = put(PUT(at, ",\"request_id\":"), id, id_len);
+  at = put(PUT(at, ",\"code\":"), digits, sizeof digits);
+  at = PUT(at, ",\"body\":");
+  wire_buf_commit(out, (size_t)(at - begin));
+  return true;
 }
 
 /* Where an answer is put together: lines in place, what becomes a gzip member beside it. */
@@ -48,14 +54,17 @@ static void send_draft(channel *c, wire_encoding encoding) {
 static bool answer(channel *c, lua_State *L, const char *id, size_t id_len, wire_encoding encoding, int code, host_json_error *err) {
   wire_buf *out = draft_of(c, encoding);
   size_t begin = out->len;
-  int rc = append_head(c->server->hub, out, id, id_len, code);
-  bool encoded = rc == 0 && host_json_encode(L, -1, "body", &c->server->json, out, err) == 0;
+  bool room = append_head(c->server->hub, out, id, id_len, code);
+  bool encoded = room && host_json_encode(L, -1, "body", &c->server->json, out, err) == 0;
   lua_pop(L, 1);
-  if (encoded) rc = append_text(out, encoding == WIRE_LINE ? "}\n" : "}");
-  if (rc != 0) net_channel_abort(c->net); /* no memory */
-  if (rc == 0 && encoded) send_draft(c, encoding);
-  if (rc == 0 && !encoded) out->len = begin;
-  return encoded || rc != 0;
+  if (encoded) room = wire_buf_append(out, "}\n", encoding == WIRE_LINE ? 2 : 1) == WIRE_OK;
+  if (!room)
+    net_channel_abort(c->net); /* no memory for the answer */
+  else if (encoded)
+    send_draft(c, encoding);
+  else
+    out->len = begin;
+  return encoded || !room;
 }
 
 static void refuse(channel *c, const char *id, size_t id_len, wire_encoding encoding, int code, const char *message, const char *detail) {

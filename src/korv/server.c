@@ -159,11 +159,12 @@ static bool read_one(channel *c) {
     rc = wire_reader_end(c->reader, in, &m);
     c->ended = true;
   }
-  if (rc == WIRE_MESSAGE) request_read(c, &m);
-  if (rc < 0) {
-    refuse(c, rc, m.encoding);
-    if (wire_reader_broken(c->reader)) c->ended = true;
+  if (rc == WIRE_MESSAGE) {
+    c->server->hub->burst_bytes += m.len;
+    request_read(c, &m);
   }
+  if (rc < 0) refuse(c, rc, m.encoding);
+  if (wire_reader_broken(c->reader)) c->ended = true;
   return rc != WIRE_MORE && !c->ended;
 }
 
@@ -306,12 +307,7 @@ static int server_gc(lua_State *L) {
 
 void server_open(lua_State *L) {
   static const luaL_Reg methods[] = {{"port", port}, {"close", close_}, {"handle", handle}, {NULL, NULL}};
-  luaL_newmetatable(L, SERVER);
-  luaL_newlib(L, methods);
-  lua_setfield(L, -2, "__index");
-  lua_pushcfunction(L, server_gc);
-  lua_setfield(L, -2, "__gc");
-  lua_pop(L, 1);
+  type_make(L, SERVER, methods, server_gc);
   lua_pushcfunction(L, listen_);
   lua_setfield(L, -2, "server");
 }

@@ -1,11 +1,14 @@
-/* core.spawn and the primitives that korv.await is made of (lua/korv/task.lua). */
+/* core.spawn, sleep and the primitives that korv.await is made of (lua/korv/task.lua). */
 #include "korv/korv.h"
+
+/* ---- spawn --------------------------------------------------------------------------------------------------------------------------------- */
 
 static void on_spawned_done(void *owner, host_task *t, lua_State *co, int status, int nresults) {
   (void)t, (void)nresults;
   hub *h = owner;
-  if (status == LUA_OK) return;
-  const char *message = luaL_tolstring(h->L, (lua_xmove(co, h->L, 1), -1), NULL);
+  if (status == LUA_OK || status == HOST_CANCELLED) return;
+  lua_xmove(co, h->L, 1);
+  const char *message = luaL_tolstring(h->L, -1, NULL);
   luaL_traceback(h->L, co, message, 0);
   hub_log(h, "error", "in korv.spawn: %s", lua_tostring(h->L, -1));
   lua_pop(h->L, 3);
@@ -24,6 +27,8 @@ static int spawn(lua_State *L) {
   return 0;
 }
 
+/* ---- waiting ------------------------------------------------------------------------------------------------------------------------------- */
+
 /* here() -> task | nil, why not */
 static int here(lua_State *L) {
   const char *why;
@@ -37,34 +42,51 @@ static int here(lua_State *L) {
   return 2;
 }
 
+host_task *task_that_waits(lua_State *L, int level) {
+  const char *why;
+  host_task *t = host_task_here(hub_get(L)->host, L, &why);
+  if (t) return t;
+  luaL_where(L, level);
+  lua_pushfstring(L, "cannot wait here: %s", why);
+  lua_concat(L, 2);
+  lua_error(L);
+  return NULL;
+}
+
+/* The function that a korv.await gave is to undo what it began: it is kept under the task until the wait is over. */
+static void undo(host_task *t, void *arg) {
+  hub *h = arg;
+  if (lua_rawgetp(h->L, LUA_REGISTRYINDEX, t) == LUA_TFUNCTION)
+    hub_call(h, 0, 0, "in the cancel function of a korv.await");
+  else
+    lua_pop(h->L, 1);
+  lua_pushnil(h->L);
+  lua_rawsetp(h->L, LUA_REGISTRYINDEX, t);
+}
+
 /* ticket() -> task, ticket; raises where nothing can wait */
 static int ticket(lua_State *L) {
-  const char *why;
-  host *h = hub_get(L)->host;
-  host_task *t = host_task_here(h, L, &why);
-  if (!t) {
-    luaL_where(L, 2); /* the caller of korv.await, sleep and the like */
-    lua_pushfstring(L, "cannot wait here: %s", why);
-    lua_concat(L, 2);
-    return lua_error(L);
-  }
+  hub *h = hub_get(L);
+  host_task *t = task_that_waits(L, 2); /* the caller of korv.await */
   lua_pushlightuserdata(L, t);
-  lua_pushinteger(L, (lua_Integer)host_task_ticket(h, t));
+  lua_pushinteger(L, (lua_Integer)host_task_ticket(h->host, t, undo, h));
   return 2;
 }
 
-/* wake_next(task, ticket): ready again behind the loop's next look at its sockets and timers. */
-static int wake_next(lua_State *L) {
-  hub *h = hub_get(L);
-  luaL_checktype(L, 1, LUA_TLIGHTUSERDATA);
-  host_task_wake_next(h->host, lua_touserdata(L, 1), (uint64_t)luaL_checkinteger(L, 2));
-  return 0;
+static int woken(lua_State *L, int status, lua_KContext at) {
+  (void)status;
+  lua_pushnil(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, lua_touserdata(L, 1));
+  return lua_gettop(L) - (int)at;
 }
 
-/* wait(task) -> what wake was given */
+/* wait(task [, undo]) -> what wake was given */
 static int wait_for(lua_State *L) {
   luaL_checktype(L, 1, LUA_TLIGHTUSERDATA);
-  return host_task_wait(lua_touserdata(L, 1), L);
+  lua_settop(L, 2);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, lua_touserdata(L, 1));
+  host_task_wait(lua_touserdata(L, 1));
+  return lua_yieldk(L, 0, 1, woken);
 }
 
 /* wake(task, ticket, …) -> whether it still waited for that */
@@ -72,14 +94,51 @@ static int wake(lua_State *L) {
   hub *h = hub_get(L);
   luaL_checktype(L, 1, LUA_TLIGHTUSERDATA);
   uint64_t number = (uint64_t)luaL_checkinteger(L, 2);
-  bool woken = host_task_wake(h->host, lua_touserdata(L, 1), number, L, lua_gettop(L) - 2);
+  bool was_waiting = host_task_wake(h->host, lua_touserdata(L, 1), number, L, lua_gettop(L) - 2);
   hub_poke(h);
-  lua_pushboolean(L, woken);
+  lua_pushboolean(L, was_waiting);
   return 1;
 }
 
+/* ---- sleep ------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void on_slept(void *arg, uint64_t number) {
+  host_task *t = arg;
+  hub *h = host_owner(t);
+  host_task_wake(h->host, t, number, h->L, 0);
+}
+
+static void stop_sleep(host_task *t, void *arg) {
+  (void)t;
+  timer_stop(arg);
+}
+
+static int slept(lua_State *L, int status, lua_KContext at) {
+  (void)L, (void)status, (void)at;
+  return 0;
+}
+
+/* sleep(seconds): 0 goes behind the loop's next look at its sockets and timers, which a timer of 0 would not. */
+static int sleep_(lua_State *L) {
+  hub *h = hub_get(L);
+  double seconds = luaL_checknumber(L, 1);
+  luaL_argcheck(L, seconds >= 0 && seconds <= 1e9, 1, "seconds from 0 on");
+  host_task *t = task_that_waits(L, 1);
+  if (seconds == 0) {
+    host_task_ticket(h->host, t, NULL, NULL);
+    host_task_wake_next(h->host, t);
+  } else {
+    uint64_t number = host_task_ticket(h->host, t, stop_sleep, NULL);
+    timer *alarm = timer_start(h, seconds, on_slept, t, number);
+    if (!alarm) return luaL_error(L, "out of memory for a timer");
+    host_task_set_unwait_arg(t, alarm);
+  }
+  host_task_wait(t);
+  return lua_yieldk(L, 0, 0, slept);
+}
+
 void task_open(lua_State *L) {
-  static const luaL_Reg functions[] = {{"spawn", spawn}, {"here", here}, {"ticket", ticket}, {"wait", wait_for}, {"wake", wake},
-                                       {"wake_next", wake_next}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"spawn", spawn}, {"sleep", sleep_}, {"here", here}, {"ticket", ticket}, {"wait", wait_for},
+                                       {"wake", wake}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

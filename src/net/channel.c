@@ -188,6 +188,8 @@ static void written(net_channel *c, segment *first, size_t bytes) {
   if (c->over_mark && c->due <= DRAINED_BYTES) net_session_changed(c->session);
 }
 
+bool net_channel_has_packets(const net_channel *c) { return c->segments.len > sizeof(segment); }
+
 size_t net_channel_write(net_channel *c) {
   size_t turn = 0;
   while (c->segments.len && turn < CHUNK_BYTES && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING)) {

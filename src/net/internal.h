@@ -155,6 +155,7 @@ net_channel *net_channel_new(net_session *s, ssh_channel ssh);
 void net_channel_set_way(net_channel *c, net_way way);
 bool net_channel_report(net_channel *c);
 size_t net_channel_write(net_channel *c); /* one share, at most about CHUNK_BYTES; returns the bytes written */
+bool net_channel_has_packets(const net_channel *c); /* more than one to write */
 void net_channel_close_out(net_channel *c); /* EOF and close, as far as they can go now */
 void net_channel_free(net_channel *c, bool session_gone);
 bool net_channel_is_over(const net_channel *c); /* closed both ways, and told */

@@ -1,7 +1,10 @@
 /* The loop's side: which sessions have something to tell or to write, and the two passes over them that make a turn. */
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
 #include "net/internal.h"
 
@@ -14,7 +17,7 @@ void net_error_set(net_error *err, const char *name, const char *format, ...) {
 }
 
 net *net_new(uv_loop_t *loop, void *handle_data) {
-  net *n = calloc(1, sizeof *n);
+  net *n = ssh_init() == SSH_OK ? calloc(1, sizeof *n) : NULL;
   if (!n) return NULL;
   n->loop = loop;
   n->handle_data = handle_data;
@@ -101,18 +104,27 @@ bool net_report(net *n) {
   return !TAILQ_EMPTY(&n->reports);
 }
 
+/* Several packets are about to be written one by one: let TCP send them together. */
+static bool cork(net_session *s, bool on) {
+  setsockopt(s->poll_fd, IPPROTO_TCP, TCP_CORK, &(int){on}, sizeof(int));
+  return on;
+}
+
 /* The channels of a session take turns of CHUNK_BYTES until none can write or the session has had its share. */
 static void write_channels(net_session *s) {
   size_t total = 0, pass;
+  bool corked = false;
   do {
     pass = 0;
     net_channel *c;
     TAILQ_FOREACH(c, &s->channels, link) {
+      if (!corked && net_channel_has_packets(c)) corked = cork(s, true);
       pass += net_channel_write(c);
       if (s->state != SESSION_OPEN) return;
     }
     total += pass;
   } while (pass > 0 && total < FLUSH_BYTES);
+  if (corked) cork(s, false);
   if (pass > 0) net_session_written(s);
 }
 

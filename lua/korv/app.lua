@@ -1,0 +1,268 @@
+--- What a person writes endpoints against: registers them and their middleware, makes of them the one function that answers a
+-- request, and shapes the answers for what went wrong. Knows nothing of the wire, of JSON, or of coroutines: whatever runs here may yield.
+-- @module korv.app
+
+local router = require "korv.router"
+local log = require "korv.log"
+
+local app = {}
+
+local App = {}
+App.__index = App
+
+local RESOURCE_BYTES = 65536 -- a longer one is refused before anything is split or decoded
+local ENDPOINT_OPTIONS = { doc = "string" }
+local APP_OPTIONS = {}
+local NO_LITERALS = {}
+
+local function check_options(options, known, where, level)
+  if options == nil then return end
+  if type(options) ~= "table" then
+    error(("%s: options must be a table, and come before the endpoint (got a %s)"):format(where, type(options)), level + 1)
+  end
+  for key, value in pairs(options) do
+    local kind = known[key]
+    if not kind then error(("%s: unknown option '%s'"):format(where, tostring(key)), level + 1) end
+    if type(value) ~= kind then
+      error(("%s: option '%s' must be a %s (got a %s)"):format(where, key, kind, type(value)), level + 1)
+    end
+  end
+end
+
+--- An app without endpoints.
+-- @tparam[opt] table options none is known yet
+-- @treturn App
+function app.new(options)
+  check_options(options, APP_OPTIONS, "app.new", 2)
+  return setmetatable({ routes = router.new(), middleware = {}, frozen = false }, App)
+end
+
+local function check_open(self, method, level)
+  if getmetatable(self) ~= App then error(("call it with a colon: app:%s(…)"):format(method), level + 1) end
+  if self.frozen then
+    error(("app:%s: the app is serving already; register endpoints and middleware while the script loads"):format(method), level + 1)
+  end
+end
+
+-- Called by the methods, and not as a tail call: an error names the line of the script that called them.
+local function register(self, method, verb, resource, options, endpoint)
+  check_open(self, method, 3)
+  if endpoint == nil then options, endpoint = nil, options end
+  check_options(options, ENDPOINT_OPTIONS, ("%s %s"):format(tostring(verb), tostring(resource)), 3)
+  self.routes:add(verb, resource, endpoint, options, 3)
+end
+
+--- Registers the endpoint that answers GET of a resource. An endpoint is called with the request and returns a code and a body.
+-- @tparam string resource begins with `/`; a segment `:name` matches any one, a last segment `*name` all the rest
+-- @tparam[opt] table options `doc`: a text that says what the endpoint is for
+-- @tparam function endpoint
+function App:get(resource, options, endpoint) register(self, "get", "GET", resource, options, endpoint) end
+
+--- Registers the endpoint that answers STORE of a resource. Arguments as in `App:get`.
+-- @tparam string resource
+-- @tparam[opt] table options
+-- @tparam function endpoint
+function App:store(resource, options, endpoint) register(self, "store", "STORE", resource, options, endpoint) end
+
+--- Registers the endpoint that answers UPDATE of a resource. Arguments as in `App:get`.
+-- @tparam string resource
+-- @tparam[opt] table options
+-- @tparam function endpoint
+function App:update(resource, options, endpoint) register(self, "update", "UPDATE", resource, options, endpoint) end
+
+--- Registers the endpoint that answers DELETE of a resource. Arguments as in `App:get`.
+-- @tparam string resource
+-- @tparam[opt] table options
+-- @tparam function endpoint
+function App:delete(resource, options, endpoint) register(self, "delete", "DELETE", resource, options, endpoint) end
+
+--- Registers an endpoint, the verb being an argument.
+-- @tparam string verb `GET`, `STORE`, `UPDATE` or `DELETE`
+-- @tparam string resource
+-- @tparam function endpoint
+function App:add_callback(verb, resource, endpoint) register(self, "add_callback", verb, resource, nil, endpoint) end
+
+--- Adds middleware: a function that is called around every endpoint of the app, wherever that was registered, and around the 404
+-- for a resource without one. The first added is the outermost. It returns a code and a body: those of `next(request)`, or its own.
+-- @tparam function middleware called with the request and `next`
+function App:use(middleware)
+  check_open(self, "use", 2)
+  if not router.callable(middleware) then
+    error(("app:use: the middleware must be a function (got a %s)"):format(type(middleware)), 2)
+  end
+  self.middleware[#self.middleware + 1] = middleware
+end
+
+local function around(middleware, inner)
+  local function proceed(request)
+    if request == nil then
+      error(("the middleware at %s called next without the request: write `return next(request)`"):format(router.where(middleware)), 0)
+    end
+    return inner(request)
+  end
+  return function(request) return middleware(request, proceed) end
+end
+
+local function compose(list, endpoint)
+  for i = #list, 1, -1 do endpoint = around(list[i], endpoint) end
+  return endpoint
+end
+
+local function not_found() return 404 end
+
+local function too_long()
+  return 400, { message = ("The resource is longer than %d bytes"):format(RESOURCE_BYTES) }
+end
+
+-- For whatever is not a literal without a query: fills in params and query on the way.
+local function dispatcher(routes, runs, missing, refused)
+  return function(request)
+    local resource = request.resource
+    if #resource > RESOURCE_BYTES then return refused(request) end
+    local path, query = router.split(resource)
+    local entry, params = routes:match(request.verb, path)
+    if query then request.query = router.query(query) end
+    if not entry then return missing(request) end
+    if params then request.params = params end
+    return runs[entry](request)
+  end
+end
+
+--- Freezes the app and returns what answers a request. It may yield, and what an endpoint raises comes out of it.
+-- @treturn function called with a request (`verb`, `resource`, …; it adds `params` and `query` where there are any), returns a code
+-- and a body
+function App:handler()
+  self.frozen = true
+  local literals, runs = {}, {}
+  for _, entry in ipairs(self.routes:entries()) do
+    local run = compose(self.middleware, entry.endpoint)
+    entry.middleware = #self.middleware > 0
+    runs[entry] = run
+    literals[entry.verb] = literals[entry.verb] or {}
+    if not entry.parameters then literals[entry.verb][entry.resource] = run end
+  end
+  local dispatch = dispatcher(self.routes, runs, compose(self.middleware, not_found), compose(self.middleware, too_long))
+  return function(request)
+    local run = (literals[request.verb] or NO_LITERALS)[request.resource]
+    if run then return run(request) end
+    return dispatch(request)
+  end
+end
+
+--- The router's entry for a request.
+-- @tparam table request
+-- @treturn ?table see `korv.router`; nil where no endpoint answers the request
+function App:entry(request)
+  local path = router.split(request.resource)
+  return (self.routes:match(request.verb, path))
+end
+
+local function is_code(code) return math.type(code) == "integer" and code >= 100 and code <= 599 end
+
+local function described(value)
+  if type(value) == "number" then return tostring(value) end
+  return value == nil and "nil" or "a " .. type(value)
+end
+
+local Abort = { __name = "korv.abort" }
+function Abort.__tostring(abort) return ("korv.abort with code %d"):format(abort.code) end
+
+--- Leaves the endpoint, from however deep, with this answer.
+-- @tparam[opt=500] int code from 100 to 599
+-- @param[opt] body
+function app.abort(code, body)
+  if code == nil then code = 500 end
+  if not is_code(code) then
+    error(("abort: the code, its first argument, is an integer from 100 to 599 (got %s)"):format(described(code)), 2)
+  end
+  error(setmetatable({ code = code, body = body }, Abort))
+end
+
+--- Tells what `abort` raised from other errors.
+-- @param err what was raised
+-- @treturn ?int the code; nil where err is another error
+-- @return the body
+function app.aborted(err)
+  if getmetatable(err) ~= Abort then return nil end
+  return err.code, err.body
+end
+
+local function error_text(err)
+  if type(err) == "string" then return err end
+  local meta = getmetatable(err)
+  if type(err) == "number" or type(meta) == "table" and meta.__tostring then
+    local ok, text = pcall(tostring, err)
+    if ok then return text end
+  end
+  return ("(error object is a %s value)"):format(type(err))
+end
+
+-- Errors quote what they stumbled upon; an answer has to be UTF-8.
+local function to_utf8(text)
+  local parts, from = {}, 1
+  local _, bad = utf8.len(text)
+  while bad do
+    parts[#parts + 1] = text:sub(from, bad - 1)
+    from = bad + 1
+    _, bad = utf8.len(text, from)
+  end
+  parts[#parts + 1] = text:sub(from)
+  return table.concat(parts, "\u{FFFD}")
+end
+
+-- A sequence of its own, since an endpoint that calls math.randomseed would repeat ids. (Knuth's constants for 64 bits.)
+local id_state = math.random(0)
+local function error_id()
+  id_state = id_state * 6364136223846793005 + 1442695040888963407
+  return ("%08x"):format(id_state >> 32)
+end
+
+--- The answer for an error that escaped an endpoint: an abort's own, else a 500 that tells what happened, or, with
+-- `tracebacks = false`, only the id under which the log tells it.
+-- @param err what was raised
+-- @tparam ?string traceback
+-- @tparam[opt] table options `tracebacks`; `log`: called with a level and a message (default: `korv.log`)
+-- @treturn int the code
+-- @return the body
+function app.failure(err, traceback, options)
+  local code, body = app.aborted(err)
+  if code then return code, body end
+  local message = error_text(err)
+  if type(traceback) ~= "string" then traceback = "" end -- debug.traceback hands back an error that is no string
+  if not (options and options.tracebacks == false) then
+    return 500, { message = to_utf8(message), traceback = to_utf8(traceback) }
+  end
+  local id = error_id()
+  local write = options.log or function(level, text) log[level]("%s", text) end
+  write("error", ("error %s: %s\n%s"):format(id, message, traceback))
+  return 500, { message = "Internal error", error_id = id }
+end
+
+local function place(entry)
+  if type(entry) == "string" then return entry end
+  return entry and entry.where or "no endpoint"
+end
+
+--- Says what is wrong with what an endpoint returned.
+-- @param entry the router's entry, or a text that says where the endpoint is; nil where there is none and middleware answered
+-- @tparam table request
+-- @param code
+-- @param body
+-- @treturn ?string the text; nil where the code is good
+function app.invalid_result(entry, request, code, body)
+  if is_code(code) then return nil end
+  local subject = ("%s %s (%s)"):format(request.verb, request.resource, place(entry))
+  local text
+  if code == nil and body == nil then
+    text = subject .. " returned nothing: return a code and a body, as in `return 200, { msg = \"hi\" }`"
+  else
+    text = ("%s returned %s as its code: the code comes first and is an integer from 100 to 599, as in `return 200, { msg = \"hi\" }`")
+      :format(subject, described(code))
+  end
+  if entry == nil or type(entry) == "table" and entry.middleware then
+    text = text .. "; middleware passes on what it is given with `return next(request)`"
+  end
+  return text
+end
+
+return app

@@ -1,0 +1,259 @@
+local keys = require "korv.keys"
+
+local function output(command)
+  local pipe <close> = io.popen(command)
+  return pipe:read("a")
+end
+
+local function slurp(path)
+  local file <close> = assert(io.open(path, "rb"))
+  return file:read("a")
+end
+
+local function spill(path, text)
+  local file <close> = assert(io.open(path, "wb"))
+  file:write(text)
+end
+
+-- A folder with a key pair of each kind that ssh-keygen makes without a token; kind to { line, type, blob, comment, fingerprint }.
+local folder, made
+
+local KINDS = {
+  ed25519 = "-t ed25519", ecdsa256 = "-t ecdsa -b 256", ecdsa384 = "-t ecdsa -b 384", ecdsa521 = "-t ecdsa -b 521",
+  rsa = "-t rsa -b 2048", other = "-t ed25519",
+}
+
+local function make_key(kind, arguments)
+  local path = folder .. "/" .. kind
+  assert(os.execute(("ssh-keygen -q %s -N '' -C '%s key' -f %s"):format(arguments, kind, path)))
+  local line = slurp(path .. ".pub"):gsub("\n$", "")
+  local type, blob, comment = line:match("^(%S+) (%S+) (.*)$")
+  local fingerprint = output(("ssh-keygen -l -f %s.pub"):format(path)):match("SHA256:%S+")
+  return { path = path, line = line, type = type, blob = blob, comment = comment, fingerprint = fingerprint }
+end
+
+setup(function()
+  folder = output("mktemp -d"):gsub("\n$", "")
+  made = {}
+  for kind, arguments in pairs(KINDS) do made[kind] = make_key(kind, arguments) end
+end)
+
+teardown(function() os.execute("rm -r " .. folder) end)
+
+-- The base64 text of a key that is sound only as far as its type.
+local function hollow(type)
+  spill(folder .. "/blob", string.pack(">s4s4s4", type, ("k"):rep(32), "ssh:"))
+  return output(("base64 -w0 %s/blob"):format(folder))
+end
+
+-- What the core does with a key: here ssh-keygen looks at it.
+local function fingerprint(type, blob)
+  local path = folder .. "/asked.pub"
+  spill(path, ("%s %s\n"):format(type, blob))
+  local digest = output(("ssh-keygen -l -f %s 2>&1"):format(path)):match("SHA256:%S+")
+  if digest then return digest end
+  return nil, "the key is not sound"
+end
+
+-- The only entry that a text gives, which gives no problem.
+local function only(text)
+  local entries, problems = keys.parse(text, "F")
+  assert.same({}, problems)
+  assert.equal(1, #entries)
+  return entries[1]
+end
+
+-- A text gives no entry, and its one problem is as the pattern says.
+local function refused(pattern, text)
+  local entries, problems = keys.parse(text, "F")
+  assert.same({}, entries)
+  assert.equal(1, #problems)
+  assert.matches("^F:1: [^;]+; [^;]+$", problems[1])
+  assert.matches(pattern, problems[1])
+end
+
+describe("keys.parse", function()
+  it("reads each type of key", function()
+    for _, kind in ipairs { "ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa" } do
+      local key = made[kind]
+      assert.same({ type = key.type, blob = key.blob, comment = key.comment, line = 1, options = {} }, only(key.line))
+    end
+  end)
+
+  it("reads keys of security tokens", function()
+    for _, type in ipairs { "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com" } do
+      assert.equal(type, only(("no-touch-required %s %s c"):format(type, hollow(type))).type)
+    end
+  end)
+
+  it("reads a line without a comment, and one with spaces", function()
+    assert.equal("", only(made.rsa.type .. " " .. made.rsa.blob).comment)
+    assert.equal("", only(made.rsa.type .. " " .. made.rsa.blob .. "  ").comment)
+    assert.equal("a  b \"c\" # d", only(("%s\t%s \ta  b \"c\" # d \t"):format(made.rsa.type, made.rsa.blob)).comment)
+  end)
+
+  it("passes over blank lines and comments, counts them, and takes any line ends", function()
+    local text = ("\u{FEFF}# all\r\n\r\n \t \n  # more\n  %s\r\n\t%s"):format(made.rsa.line, made.ed25519.line)
+    local entries, problems = keys.parse(text, "F")
+    assert.same({}, problems)
+    assert.same({ 5, 6 }, { entries[1].line, entries[2].line })
+    assert.same({ made.rsa.comment, made.ed25519.comment }, { entries[1].comment, entries[2].comment })
+  end)
+
+  it("refuses a bad line alone", function()
+    local entries, problems = keys.parse(("%s\nrubbish\n%s\n"):format(made.rsa.line, made.ed25519.line), "some/file")
+    assert.equal(2, #entries)
+    assert.equal(1, #problems)
+    assert.matches("^some/file:2: no key of a known type; ", problems[1])
+  end)
+
+  it("accepts options that concern nothing here, in any case", function()
+    for _, options in ipairs {
+      "no-agent-forwarding", "No-Port-Forwarding", "no-X11-forwarding,no-user-rc", "user-rc",
+      "restrict,port-forwarding,agent-forwarding,X11-forwarding",
+      'permitopen="localhost:80",permitlisten="[::1]:80"', 'tunnel="0"', 'RESTRICT,PermitOpen="a \\"b\\", ssh-rsa c"',
+    } do
+      local entry = only(options .. " " .. made.rsa.line)
+      assert.same({ made.rsa.blob, made.rsa.comment }, { entry.blob, entry.comment })
+    end
+  end)
+
+  it("keeps whether a terminal is forbidden, the last option winning", function()
+    for options, pty in pairs { ["restrict"] = false, ["no-pty"] = false, ["restrict,pty"] = true, ["pty,restrict"] = false } do
+      assert.same({ pty = pty }, only(options .. " " .. made.rsa.line).options)
+    end
+  end)
+
+  it("refuses a key whose options nothing would enforce", function()
+    for option, name in pairs {
+      ['from="10.0.0.0/8"'] = "from=", ['expiry-time="20300101"'] = "expiry%-time=", ['command="ls -l \\"a b\\""'] = "command=",
+      ['environment="A=b"'] = "environment=", ["cert-authority"] = "cert%-authority", ['principals="a"'] = "principals=",
+      ["verify-required"] = "verify%-required", ["colour"] = "colour", ["permitopen"] = "permitopen", ['no-pty="yes"'] = "no%-pty=",
+    } do
+      refused("the option '" .. name .. "' is not supported", option .. " " .. made.rsa.line)
+      refused("the option '" .. name .. "' is not supported", "restrict," .. option .. ",no-pty " .. made.rsa.line)
+    end
+  end)
+
+  it("is not deceived by quotes", function()
+    refused("the option 'command=' is", 'command="x\\" ' .. made.rsa.line .. '",restrict ' .. made.rsa.line)
+    refused("option 1 has a value without a closing quote", 'permitopen="x\\" ' .. made.rsa.line)
+    refused("option 2 has a value that is not in quotes", "restrict,permitopen=x " .. made.rsa.line)
+    refused("neither a comma nor a space follows option 1", 'permitopen="x"y ' .. made.rsa.line)
+    refused("option 2 has no name", "restrict, no-pty " .. made.rsa.line)
+    refused("option 2 has no name", "restrict,,no-pty " .. made.rsa.line)
+    refused("option 1 has no name", ",restrict " .. made.rsa.line)
+    refused("no key of a known type", 'permitopen="ssh-rsa AAAA"')
+    refused("no key of a known type", "restrict")
+    refused("no key of a known type", "restrict ")
+    refused("neither a comma nor a space follows option 1", "restrict!")
+    refused("neither a comma nor a space follows option 1", 'permitopen="x""')
+    refused("option 2 has no name", "restrict,")
+    assert.equal(made.rsa.blob, only('permitopen="" ' .. made.rsa.line).blob)
+  end)
+
+  it("refuses weak keys and certificates, and says why", function()
+    refused("ssh%-dss keys are too weak", "ssh-dss " .. hollow("ssh-dss"))
+    refused("ssh%-dss keys are too weak", "restrict ssh-dss " .. hollow("ssh-dss") .. " comment")
+    assert(os.execute(("ssh-keygen -q -s %s -I id -n me %s.pub 2>/dev/null"):format(made.other.path, made.ed25519.path)))
+    local certificate = slurp(made.ed25519.path .. "-cert.pub"):gsub("\n$", "")
+    refused("ssh%-ed25519%-cert%-v01@openssh.com is a certificate", certificate)
+  end)
+
+  it("refuses a key that is of another type, incomplete or no base64", function()
+    local key = made.ed25519
+    refused("not of the type that is written, ssh%-rsa", "ssh-rsa " .. key.blob)
+    refused("not of the type that is written, ssh%-ed25519", "ssh-ed25519 " .. made.rsa.blob)
+    refused("not of the type that is written", "ssh-ed25519 AAAA")
+    refused("a part of it is missing", "ssh-ed25519 " .. key.blob:sub(1, -2))
+    refused("no base64", "ssh-ed25519 " .. key.blob:sub(1, -5) .. "====")
+    refused("no base64", "ssh-ed25519 " .. key.blob:sub(1, -5) .. "AA-_")
+    refused("no base64", "ssh-ed25519 =" .. key.blob:sub(2))
+    refused("no key of a known type", "ssh-ed25519")
+    refused("no key of a known type", "ssh-ed448 " .. key.blob)
+    refused("no key of a known type", "ssh-ed448 " .. key.blob .. " comment")
+  end)
+
+  it("quotes nothing of a private key, and says what it is", function()
+    local secret = slurp(made.ed25519.path)
+    local entries, problems = keys.parse(secret, "F")
+    assert.same({}, entries)
+    assert.matches("maybe a private key; list the line of the .pub file", problems[1])
+    for line in secret:gmatch("[^\n]+") do
+      for part in line:gmatch("[%w=]+") do
+        if #part > 12 then assert.is_nil(table.concat(problems, "\n"):lower():find(part:lower(), 1, true)) end
+      end
+    end
+  end)
+end)
+
+describe("keys.load", function()
+  local path
+
+  before_each(function() path = folder .. "/authorized_keys" end)
+
+  it("maps fingerprints to entries", function()
+    spill(path, ("restrict %s\n\n%s\n"):format(made.rsa.line, made.ed25519.line))
+    local set = assert(keys.load(path, fingerprint))
+    assert.same({
+      [made.rsa.fingerprint] = { name = "rsa key", type = "ssh-rsa", line = 1, options = { pty = false } },
+      [made.ed25519.fingerprint] = { name = "ed25519 key", type = "ssh-ed25519", line = 3, options = {} },
+      problems = {},
+    }, set)
+  end)
+
+  it("reports problems in the order of the lines, whoever found them", function()
+    local broken = "ssh-ed25519 " .. made.ed25519.blob:sub(1, -9)
+    spill(path, ("%s\n%s\nrubbish\n%s\nmore rubbish\n"):format(broken, made.rsa.line, broken))
+    local set = assert(keys.load(path, fingerprint))
+    assert.equal(2, set[made.rsa.fingerprint].line)
+    assert.equal(4, #set.problems)
+    for i, line in ipairs { 1, 3, 4, 5 } do assert.equal(line, tonumber(set.problems[i]:match(":(%d+): "))) end
+    assert.equal(path .. ":1: the key is not sound; copy the whole line from the .pub file again, or make a new key", set.problems[1])
+  end)
+
+  it("lets the first of two lines with one key win", function()
+    spill(path, ("no-pty %s first\n%s second\n"):format(made.rsa.line, made.rsa.line))
+    local set = assert(keys.load(path, fingerprint))
+    assert.same({ 1, "rsa key first", { pty = false } },
+      { set[made.rsa.fingerprint].line, set[made.rsa.fingerprint].name, set[made.rsa.fingerprint].options })
+    assert.same({ path .. ":2: the same key as in line 1, which counts; remove one of them" }, set.problems)
+  end)
+
+  it("lets a later line in where an earlier one with the key was refused", function()
+    spill(path, ('from="10.0.0.1" %s\n%s\n'):format(made.rsa.line, made.rsa.line))
+    assert.equal(2, assert(keys.load(path, fingerprint))[made.rsa.fingerprint].line)
+  end)
+
+  it("shows how to fill a file that is missing", function()
+    local set, message, name = keys.load(folder .. "/none", fingerprint)
+    assert.is_nil(set)
+    assert.equal("missing", name)
+    assert.truthy(message:find(folder .. "/none does not exist", 1, true))
+    assert.truthy(message:find("`cat ~/.ssh/id_ed25519.pub >> " .. folder .. "/none`", 1, true))
+  end)
+
+  it("shows how to fill one that is empty", function()
+    path = folder .. "/it's empty"
+    spill(path, "# nobody\n\n")
+    local set, message, name = keys.load(path, fingerprint)
+    assert.is_nil(set)
+    assert.equal("empty", name)
+    assert.truthy(message:find(path .. " holds no key", 1, true))
+    assert.truthy(message:find("`cat ~/.ssh/id_ed25519.pub >> '" .. folder .. "/it'\\''s empty'`", 1, true))
+  end)
+
+  it("tells why none of the keys can be used", function()
+    spill(path, "rubbish\n")
+    assert.same({ nil, "no key can be used, so nobody could log in: " .. path
+      .. ":1: no key of a known type; a line is [options] type key [comment], as in a .pub file", "refused" },
+      { keys.load(path, fingerprint) })
+    spill(path, "rubbish\nssh-dss " .. hollow("ssh-dss"))
+    assert.matches(" %(and 1 more like it%)$", (select(2, keys.load(path, fingerprint))))
+  end)
+
+  it("tells what cannot be read", function()
+    local set, message, name = keys.load(folder, fingerprint)
+    assert.same({ nil, folder .. ": Is a directory", "unreadable" }, { set, message, name })
+  end)
+end)
