@@ -89,6 +89,7 @@ local function finish(self, call, ...)
 end
 
 local function end_late_calls(self)
+  uv.update_time()
   local now, due = uv.now(), math.huge
   for _, call in pairs(self.calls) do
     if call.due > now then
@@ -105,7 +106,7 @@ end
 function Client:watch(due)
   if due >= self.due then return end
   self.due = due
-  self.timer:start(math.max(0, due - uv.now()), 0, function() end_late_calls(self) end)
+  self.timer:start((due - uv.now()) / 1000)
 end
 
 local function on_message(self, message)
@@ -132,7 +133,7 @@ local function on_closed(self, name, message)
   for _, call in pairs(calls) do
     call.done(nil, ("%s %s: %s"):format(call.verb, call.resource, message), name)
   end
-  if not self.timer:is_closing() then self.timer:close() end
+  self.timer:stop()
 end
 
 local function submit(self, verb, resource, body, timeout, done)
@@ -265,17 +266,15 @@ end
 local function new(options)
   check_options(options)
   local self = setmetatable({ calls = {}, pending = 0, last_id = 0, due = math.huge, timeout = options.timeout or TIMEOUT }, Client)
-  self.timer = uv.new_timer()
+  local weak = setmetatable({ client = self }, { __mode = "v" })
+  self.timer = core.timer(function() end_late_calls(weak.client) end)
   return wait(function(resume)
     self.opened = function(...)
       self.opened = nil
       resume(...)
     end
     local transport, message, name = connect(self, options)
-    if not transport then
-      self.timer:close()
-      resume(nil, message, name)
-    end
+    if not transport then resume(nil, message, name) end
     self.transport = transport
   end)
 end

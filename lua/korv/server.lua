@@ -15,7 +15,7 @@ local OPTIONS = {
   host = "string", port = "number", host_keys = "table", authorized_client_keys = "string", passphrase = "string",
   tracebacks = "boolean", json = "table", max_packet_size = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
-  max_in_flight = "number", max_queued_bytes = "number", max_connections = "number", max_unauthenticated = "number",
+  max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", timeout = "number", max_queued_bytes = "number", max_connections = "number", max_unauthenticated = "number",
   max_channels = "number", max_auth_attempts = "number", login_timeout = "number",
 }
 
@@ -45,9 +45,10 @@ local function load_host_keys(paths, passphrase)
   return list, described
 end
 
--- A request's table has `params` and `query` without anybody having made them.
+-- A request's table has `params` and `query` without anybody having made them, and `request:send`.
 local Request = {}
 function Request.__index(request, field)
+  if field == "send" then return core.send end
   if field ~= "params" and field ~= "query" then return nil end
   local empty = {}
   rawset(request, field, empty)
@@ -115,7 +116,10 @@ end
 -- - `max_packet_size` accepted for the first korv's sake; messages of any size are read
 -- - `max_message_bytes`, `max_packed_bytes`, `max_response_bytes` (16 MiB each): a message after and before decompression, an answer
 -- - `max_depth` of nested JSON (128)
--- - `max_in_flight` requests of a channel (1024), `max_queued_bytes` of its unread answers (1 MiB): past these it is not read
+-- - `timeout` seconds for any request (0: none); past it its endpoint is cancelled and the answer is 504
+-- - `max_channel_in_flight` requests of a channel (1024), `max_queued_bytes` of its unread answers (1 MiB): past these it is not read
+-- - `max_in_flight` requests in all (65536): past it the answer is 503
+-- - `max_turn_bytes` that one channel has decoded in a turn of the loop before others get theirs (1 MiB)
 -- - `max_connections` (10000, lowered to what file descriptors allow), `max_unauthenticated` of these (256), `max_channels` of each (64)
 -- - `max_auth_attempts` (10), `login_timeout` seconds (30)
 -- @treturn ?Server nil where a key cannot be used

@@ -79,6 +79,7 @@ typedef void host_task_done(void *owner, host_task *t, lua_State *co, int status
 /* A task to be begun: push a function and its arguments on host_task_state(t). Raises for want of memory. */
 host_task *host_task_new(host *h, lua_State *L, host_task_done *done, void *owner);
 lua_State *host_task_state(const host_task *t);
+void *host_task_owner(const host_task *t, host_task_done *done); /* NULL where done is not the task's */
 
 void host_task_begin(host *h, host_task *t, lua_State *L, int nargs); /* runs it until it waits or ends; not from within a task */
 void host_task_queue(host *h, host_task *t, int nargs);               /* it begins at the next host_run */

@@ -223,8 +223,8 @@ static bool check_sequence(encoder *e, bool marked) {
   for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
     lua_Integer key = lua_tointeger(L, -2);
     if (!lua_isinteger(L, -2)) {
-      const char *what = marked ? "an array" : count > 0 ? "a table of integer keys" : "a table";
-      return fail(e, e->depth, "%s with a %s key has no JSON form", what, kind(L, -2));
+      const char *what = marked ? "an array with" : count > 0 ? "a table of integer and" : "a table of";
+      return fail(e, e->depth, "%s %s keys has no JSON form", what, kind(L, -2));
     }
     if (key < 1) return fail(e, e->depth, "an array with the key %lld has no JSON form: the first is 1", (long long)key);
     if (key > most) most = key;
@@ -286,7 +286,7 @@ static int next_member(encoder *e) {
   bool first = lua_isnil(L, -1);
   if (!lua_next(L, -2)) return close_table(e);
   if (lua_type(L, -2) != LUA_TSTRING) {
-    return fail(e, e->depth - 1, "a table of string keys with a %s key has no JSON form", kind(L, -2));
+    return fail(e, e->depth - 1, "a table of string and %s keys has no JSON form", kind(L, -2));
   }
   if (!first && !put_char(e, ',')) return FAILED;
   if (!string(e, -2, "a key", e->depth - 1)) return FAILED;

@@ -82,6 +82,7 @@ host_task *host_task_new(host *h, lua_State *L, host_task_done *done, void *owne
 }
 
 lua_State *host_task_state(const host_task *t) { return t->co; }
+void *host_task_owner(const host_task *t, host_task_done *done) { return t->done == done ? t->owner : NULL; }
 
 /* An error leaves the dead frames for the traceback; resetting makes the thread good again. */
 static void recycle(host *h, lua_State *L, host_task *t, int status) {

@@ -189,9 +189,9 @@ lua_Integer option_integer(lua_State *L, int index, const char *name, lua_Intege
 uint64_t option_ms(lua_State *L, int index, const char *name, double otherwise_s) {
   int ok = 1;
   double s = lua_getfield(L, index, name) == LUA_TNIL ? otherwise_s : lua_tonumberx(L, -1, &ok);
-  if (!ok || !(s > 0 && s <= 1e9)) luaL_error(L, "%s must be a positive number of seconds", name);
+  if (!ok || !(s >= 0 && s <= 1e9)) luaL_error(L, "%s must be a number of seconds from 0 on", name);
   lua_pop(L, 1);
-  return s < 0.001 ? 1 : (uint64_t)(s * 1000);
+  return s > 0 && s < 0.001 ? 1 : (uint64_t)(s * 1000);
 }
 
 bool option_boolean(lua_State *L, int index, const char *name, bool otherwise) {

@@ -7,6 +7,7 @@
 #include <lua.h>
 #include <luv/lhandle.h>
 #include <luv/luv.h>
+#include <sys/queue.h>
 #include <uv.h>
 
 #include "host/host.h"
@@ -16,6 +17,7 @@
 /* ---- hub.c: what one Lua state has once ----------------------------------------------------------------------------------------- */
 
 typedef struct timer timer;
+struct request;
 
 typedef struct hub {
   uv_loop_t *loop;
@@ -30,6 +32,7 @@ typedef struct hub {
   uv_idle_t idle;          /* and no sleep while something is left to do */
   uv_timer_t rest;         /* after a burst: memory is given back when it is quiet */
   size_t burst_bytes;      /* of messages since the last rest */
+  LIST_HEAD(, request) requests; /* of all servers, while they are to be answered */
   timer *timers, *spare_timers; /* all, and those not in use */
   unsigned closing_handles;
   bool in_turn, dead;
@@ -86,17 +89,9 @@ net_key **key_list(lua_State *L, int index, const char *name, size_t *count); /*
 void key_list_give_up(lua_State *L, int index, const char *name); /* the keys of the list belong to whoever has them now */
 void server_open(lua_State *L);     /* core.server */
 void connection_open(lua_State *L); /* core.dial, core.reader */
+void request_open(lua_State *L);    /* core.send, core.deadline */
 void timer_open(lua_State *L);      /* core.timer */
 void task_open(lua_State *L);       /* core.spawn, sleep, here, ticket, wait, wake */
 host_task *task_that_waits(lua_State *L, int level); /* raises where nothing can wait, as if at that level of the stack */
-
-/* ---- request.c: a message that asks for something ------------------------------------------------------------------------------------ */
-
-typedef struct server server;
-typedef struct channel channel;
-
-void request_read(channel *c, const wire_message *m);            /* answers it, now or when its endpoint has */
-void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail); /* with request_id 0 */
-void request_orphan(channel *c);                                 /* the channel has gone: nobody waits for the answers */
 
 #endif

@@ -1,98 +1,33 @@
-/* A request: from a message's fields to a coroutine that runs the app's handler, and from what that returns to the answer. */
+/* A request: from a message's fields to a coroutine that runs the app's handler, and from what that returns, raises or is cancelled by
+ * to the answer. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "korv/server.h"
 
-enum { ID, VERB, RESOURCE, BODY, FIELDS };
+enum { ID, VERB, RESOURCE, BODY, TIMEOUT, STREAM, CANCEL, FIELDS };
 
-/* ---- answers ------------------------------------------------------------------------------------------------------------------------- */
-
-static char *put(char *at, const char *bytes, size_t len) { return (char *)memcpy(at, bytes, len) + len; }
-
-#define PUT(at, literal) put(at, literal, sizeof(literal) - 1)
-
-/* {"id":NOW,"request_id":ID,"code":CODE,"body": — the rest of the object is the caller's. False: no memory. */
-static bool append_head(hub *h, wire_buf *out, const char *id, size_t id_len, int code) {
-  enum { FIXED_BYTES = 64 };
-  char *begin = wire_buf_reserve(out, FIXED_BYTES + h->time_len + id_len), *at = begin;
-  if (!begin) return false;
-  const char digits[] = {(char)('0' + code / 100), (char)('0' + code / 10 % 10), (char)('0' + code % 10)};
-  at = put(PUT(at, "{\"id\":"), h->time, h->time_len);
-  at = put(PUT(at, ",\"request_id\":"), id, id_len);
-  at = put(PUT(at, ",\"code\":"), digits, sizeof digits);
-  at = PUT(at, ",\"body\":");
-  wire_buf_commit(out, (size_t)(at - begin));
-  return true;
-}
-
-/* Where an answer is put together: lines in place, what becomes a gzip member beside it. */
-static wire_buf *draft_of(channel *c, wire_encoding encoding) {
-  hub *h = c->server->hub;
-  if (encoding == WIRE_LINE) return net_channel_out(c->net);
-  wire_buf_consume(&h->scratch, h->scratch.len);
-  return &h->scratch;
-}
-
-static void send_draft(channel *c, wire_encoding encoding) {
-  hub *h = c->server->hub;
-  wire_buf *out = net_channel_out(c->net);
-  int rc = 0;
-  if (encoding == WIRE_GZIP) {
-    rc = wire_gzip(h->codec, out, wire_buf_at(&h->scratch), h->scratch.len);
-    wire_buf_consume(&h->scratch, h->scratch.len);
-    wire_buf_shrink(&h->scratch, 65536);
-  }
-  if (rc < 0)
-    net_channel_abort(c->net); /* no memory for the answer */
-  else
-    net_channel_commit(c->net, encoding == WIRE_GZIP);
-}
-
-/* Encodes the value on top of L (popped) as the body of an answer and sends it. False: it has no JSON form, *err says why and nothing
- * was sent. */
-static bool answer(channel *c, lua_State *L, const char *id, size_t id_len, wire_encoding encoding, int code, host_json_error *err) {
-  wire_buf *out = draft_of(c, encoding);
-  size_t begin = out->len;
-  bool room = append_head(c->server->hub, out, id, id_len, code);
-  bool encoded = room && host_json_encode(L, -1, "body", &c->server->json, out, err) == 0;
-  lua_pop(L, 1);
-  if (encoded) room = wire_buf_append(out, "}\n", encoding == WIRE_LINE ? 2 : 1) == WIRE_OK;
-  if (!room)
-    net_channel_abort(c->net); /* no memory for the answer */
-  else if (encoded)
-    send_draft(c, encoding);
-  else
-    out->len = begin;
-  return encoded || !room;
-}
-
-static void refuse(channel *c, const char *id, size_t id_len, wire_encoding encoding, int code, const char *message, const char *detail) {
-  lua_State *L = c->server->hub->L;
-  host_json_error err;
-  if (message) {
-    lua_createtable(L, 0, 2);
-    lua_pushstring(L, message);
-    lua_setfield(L, -2, "message");
-    if (detail) lua_pushstring(L, detail), lua_setfield(L, -2, "detail");
-  } else {
-    lua_pushnil(L);
-  }
-  answer(c, L, id, id_len, encoding, code, &err);
-}
+static const char unable[] = "Unable to process request";
 
 void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail) {
-  refuse(c, "0", 1, encoding, code, message, detail);
+  answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = code};
+  answer_refuse(&a, message, detail);
 }
 
 /* ---- the end of a request -------------------------------------------------------------------------------------------------------------- */
 
-static void retire(request *r, server *s) {
+static void retire(request *r) {
+  if (r->deadline) timer_stop(r->deadline);
+  r->deadline = NULL;
+  wire_buf_consume(&r->items, r->items.len);
+  wire_buf_shrink(&r->items, 0);
+  LIST_REMOVE(r, live);
   LIST_REMOVE(r, link);
-  LIST_INSERT_HEAD(&s->spare, r, link);
+  LIST_INSERT_HEAD(&r->server->spare, r, link);
+  r->server->in_flight--;
 }
 
-/* Asks Lua for the answer to what went wrong: failed(kind, …) -> code, body, on top of L. nargs values are there already. */
+/* Asks Lua for the answer to what went wrong: failed(kind, …) -> code, body; the body on top of L. nargs values are there already. */
 static int ask_failed(server *s, int nargs) {
   lua_State *L = s->hub->L;
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->failed);
@@ -118,19 +53,30 @@ static int after_error(server *s, lua_State *co) {
 }
 
 /* It returned: at the bottom of co lies the request, above it what came back. Leaves the body on top of L. */
-static int after_return(server *s, lua_State *co, int nresults) {
-  lua_State *L = s->hub->L;
+static int after_return(const request *r, lua_State *co) {
+  lua_State *L = r->server->hub->L;
   lua_settop(co, 3); /* the request, code, body */
-  (void)nresults;
   int is_code = lua_isinteger(co, 2);
   lua_Integer code = lua_tointeger(co, 2);
+  if (r->sent && lua_isnil(co, 2) && lua_isnil(co, 3)) is_code = true, code = 200; /* a stream may just end */
   if (is_code && code >= 100 && code <= 599) {
     lua_xmove(co, L, 1);
     return (int)code;
   }
   lua_pushliteral(L, "result");
   lua_xmove(co, L, 3);
-  return ask_failed(s, 4);
+  return ask_failed(r->server, 4);
+}
+
+static int after_cancel(const request *r) {
+  lua_State *L = r->server->hub->L;
+  lua_createtable(L, 0, 1);
+  if (r->cancel_code == 504)
+    lua_pushfstring(L, "Timed out after %f s", r->seconds);
+  else
+    lua_pushliteral(L, "Cancelled");
+  lua_setfield(L, -2, "message");
+  return r->cancel_code;
 }
 
 /* The body has no JSON form, or too long a one. */
@@ -142,22 +88,34 @@ static int after_bad_body(server *s, const host_json_error *err) {
   return ask_failed(s, 3);
 }
 
-static void on_done(void *owner, host_task *t, lua_State *co, int status, int nresults) {
-  (void)t;
-  request *r = owner;
+static void answer_done(const request *r, lua_State *co, int status) {
   server *s = r->server;
-  channel *c = r->channel;
   host_json_error err;
-  if (c) {
-    int code = status == LUA_OK ? after_return(s, co, nresults) : after_error(s, co);
-    if (!answer(c, s->hub->L, r->id, r->id_len, r->encoding, code, &err)) {
-      code = after_bad_body(s, &err);
-      answer(c, s->hub->L, r->id, r->id_len, r->encoding, code, &err);
-    }
-    c->in_flight--;
-  }
-  retire(r, s);
-  if (c) channel_less_busy(c);
+  answer a = {.channel = r->channel, .id = r->id, .id_len = r->id_len, .encoding = r->encoding};
+  a.code = status == LUA_OK ? after_return(r, co) : status == HOST_CANCELLED ? after_cancel(r) : after_error(s, co);
+  if (status == LUA_OK && r->items.len) a.items = &r->items;
+  if (answer_send(&a, s->hub->L, &err)) return;
+  a.items = NULL;
+  a.code = after_bad_body(s, &err);
+  answer_send(&a, s->hub->L, &err);
+}
+
+static void on_done(void *owner, host_task *t, lua_State *co, int status, int nresults) {
+  (void)t, (void)nresults;
+  request *r = owner;
+  channel *c = r->channel;
+  if (c) answer_done(r, co, status);
+  retire(r);
+  if (!c) return;
+  c->in_flight--;
+  channel_less_busy(c);
+}
+
+/* ---- cancelling -------------------------------------------------------------------------------------------------------------------------- */
+
+static void cancel(request *r, int code) {
+  if (!r->cancel_code) r->cancel_code = code;
+  host_task_cancel(r->server->hub->host, r->task);
 }
 
 void request_orphan(channel *c) {
@@ -166,48 +124,77 @@ void request_orphan(channel *c) {
   while ((r = LIST_FIRST(&c->requests))) {
     LIST_REMOVE(r, link);
     r->channel = NULL;
-    if (s->hub->dead)
-      free(r); /* its coroutine never runs again */
-    else
-      LIST_INSERT_HEAD(&s->orphans, r, link);
+    LIST_INSERT_HEAD(&s->orphans, r, link);
+    if (!s->hub->dead) cancel(r, 499);
   }
+}
+
+/* {"cancel": ID} has no answer of its own; each request of that id has its own, once it has stopped. */
+static void cancel_by_id(channel *c, const host_span *id) {
+  request *r;
+  LIST_FOREACH(r, &c->requests, link) {
+    if (r->id_len == id->len && memcmp(r->id, id->at, id->len) == 0) cancel(r, 499);
+  }
+}
+
+static void on_deadline(void *arg, uint64_t number) {
+  (void)number;
+  request *r = arg;
+  r->deadline = NULL;
+  cancel(r, 504);
+}
+
+/* The earliest deadline counts, from when the request began. */
+static void set_deadline(request *r, double seconds) {
+  if (!(seconds > 0) || (r->deadline && seconds >= r->seconds)) return;
+  if (r->deadline) timer_stop(r->deadline);
+  r->seconds = seconds;
+  r->deadline = timer_start(r->server->hub, seconds, on_deadline, r, 0);
 }
 
 /* ---- the beginning of a request ---------------------------------------------------------------------------------------------------------- */
 
 static request *take(channel *c) {
-  request *r = LIST_FIRST(&c->server->spare);
+  server *s = c->server;
+  request *r = LIST_FIRST(&s->spare);
   if (r)
     LIST_REMOVE(r, link);
   else
-    r = malloc(sizeof *r);
+    r = calloc(1, sizeof *r);
   if (!r) return NULL;
   r->channel = c;
-  r->server = c->server;
+  r->server = s;
+  r->cancel_code = 0;
+  r->stream = r->sent = false;
   LIST_INSERT_HEAD(&c->requests, r, link);
+  LIST_INSERT_HEAD(&s->hub->requests, r, live);
+  s->in_flight++;
   return r;
 }
 
 /* The message's table is on top of L (popped): it becomes the request that the handler gets. */
-static void begin(channel *c, lua_State *L, const host_span *id, wire_encoding encoding) {
+static void begin(channel *c, lua_State *L, const host_json_field *f, wire_encoding encoding) {
   server *s = c->server;
   request *r = take(c);
   if (!r) luaL_error(L, "out of memory for a request");
   r->encoding = encoding;
-  r->id_len = id->len;
-  memcpy(r->id, id->at, id->len);
+  r->id_len = f[ID].raw.len;
+  memcpy(r->id, f[ID].raw.at, f[ID].raw.len);
+  r->stream = f[STREAM].type == LUA_TBOOLEAN && f[STREAM].raw.at[0] == 't';
+  r->table = lua_topointer(L, -1);
+  set_deadline(r, s->timeout);
+  if (f[TIMEOUT].type == LUA_TNUMBER) set_deadline(r, strtod(f[TIMEOUT].raw.at, NULL));
   lua_rawgeti(L, LUA_REGISTRYINDEX, c->peer);
   lua_setfield(L, -2, "peer");
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->request_meta);
   lua_setmetatable(L, -2);
-  host_task *t = host_task_new(s->hub->host, L, on_done, r);
-  lua_State *co = host_task_state(t);
+  r->task = host_task_new(s->hub->host, L, on_done, r);
   lua_pushvalue(L, -1);
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->handler);
   lua_rotate(L, -2, 1);
-  lua_xmove(L, co, 3); /* the request, which stays below for after_return; the handler; its argument */
+  lua_xmove(L, host_task_state(r->task), 3); /* the request, which stays below for after_return; the handler; its argument */
   c->in_flight++;
-  host_task_begin(s->hub->host, t, L, 1);
+  host_task_begin(s->hub->host, r->task, L, 1);
 }
 
 static bool is_verb(const host_span *raw) {
@@ -220,38 +207,48 @@ static bool is_verb(const host_span *raw) {
 static bool needs_body(const host_span *raw) { return raw->at[1] == 'S' || raw->at[1] == 'U'; }
 
 typedef struct fault {
+  int code; /* 0: nothing is wrong */
   const char *message, *detail;
 } fault;
-
-static const char unable[] = "Unable to process request";
 
 static bool has_id(const host_json_field *f) {
   return f[ID].raw.at && f[ID].raw.len <= ID_BYTES && (f[ID].type == LUA_TNUMBER || f[ID].type == LUA_TSTRING);
 }
 
-/* What is wrong with the fields, looked at in the order of part 1 of the protocol. message NULL: nothing. */
+static bool is_positive(const host_json_field *f) { return f->type == LUA_TNUMBER && f->raw.at[0] != '-' && strtod(f->raw.at, NULL) > 0; }
+
+/* What is wrong with the fields of part 1 of the protocol, looked at in its order. */
 static fault find_fault(const host_json_field *f) {
-  if (!f[ID].raw.at) return (fault){"Missing 'id'", NULL};
-  if (!has_id(f)) return (fault){unable, "'id' must be a number or a string of at most 256 bytes"};
-  if (!f[VERB].raw.at) return (fault){"Missing 'verb'", NULL};
-  if (f[VERB].type != LUA_TSTRING) return (fault){unable, "'verb' must be a string"};
-  if (!f[RESOURCE].raw.at) return (fault){"Missing 'resource'", NULL};
-  if (f[RESOURCE].type != LUA_TSTRING) return (fault){unable, "'resource' must be a string"};
-  if (is_verb(&f[VERB].raw) && needs_body(&f[VERB].raw) && !f[BODY].raw.at) return (fault){"Missing 'body'", NULL};
-  return (fault){NULL, NULL};
+  if (!f[ID].raw.at) return (fault){400, "Missing 'id'", NULL};
+  if (!has_id(f)) return (fault){400, unable, "'id' must be a number or a string of at most 256 bytes"};
+  if (!f[VERB].raw.at) return (fault){400, "Missing 'verb'", NULL};
+  if (f[VERB].type != LUA_TSTRING) return (fault){400, unable, "'verb' must be a string"};
+  if (!f[RESOURCE].raw.at) return (fault){400, "Missing 'resource'", NULL};
+  if (f[RESOURCE].type != LUA_TSTRING) return (fault){400, unable, "'resource' must be a string"};
+  if (!is_verb(&f[VERB].raw)) return (fault){404, NULL, NULL}; /* as a resource that nobody knows */
+  if (needs_body(&f[VERB].raw) && !f[BODY].raw.at) return (fault){400, "Missing 'body'", NULL};
+  if (f[TIMEOUT].raw.at && !is_positive(&f[TIMEOUT])) return (fault){400, unable, "'timeout' must be a positive number of seconds"};
+  if (f[STREAM].raw.at && f[STREAM].type != LUA_TBOOLEAN) return (fault){400, unable, "'stream' must be true or false"};
+  return (fault){0, NULL, NULL};
 }
 
 /* The message is a table on top of L (popped) whose fields are f. */
 static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire_encoding encoding) {
+  if (f[CANCEL].raw.at && !f[VERB].raw.at) {
+    lua_pop(L, 1);
+    cancel_by_id(c, &f[CANCEL].raw);
+    return;
+  }
   fault wrong = find_fault(f);
-  host_span id = has_id(f) ? f[ID].raw : (host_span){"0", 1};
-  if (!wrong.message && is_verb(&f[VERB].raw)) {
-    begin(c, L, &id, encoding);
+  if (!wrong.code && c->server->in_flight >= c->server->in_flight_most) wrong = (fault){503, "Too many requests in flight on this server", NULL};
+  if (!wrong.code) {
+    begin(c, L, f, encoding);
     return;
   }
   lua_pop(L, 1);
-  /* a verb that nobody knows is answered like a resource that nobody knows */
-  refuse(c, id.at, id.len, encoding, wrong.message ? 400 : 404, wrong.message, wrong.detail);
+  answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = wrong.code};
+  if (has_id(f)) a.id = f[ID].raw.at, a.id_len = f[ID].raw.len;
+  answer_refuse(&a, wrong.message, wrong.detail);
 }
 
 static bool is_object(const wire_message *m) {
@@ -263,8 +260,12 @@ static bool is_object(const wire_message *m) {
 void request_read(channel *c, const wire_message *m) {
   lua_State *L = c->server->hub->L;
   host_json_error err;
-  host_json_field fields[FIELDS] = {{.name = "id", .name_len = 2}, {.name = "verb", .name_len = 4}, {.name = "resource", .name_len = 8},
-                                    {.name = "body", .name_len = 4}};
+  host_json_field fields[FIELDS] = {
+      [ID] = {.name = "id", .name_len = 2},           [VERB] = {.name = "verb", .name_len = 4},
+      [RESOURCE] = {.name = "resource", .name_len = 8}, [BODY] = {.name = "body", .name_len = 4},
+      [TIMEOUT] = {.name = "timeout", .name_len = 7}, [STREAM] = {.name = "stream", .name_len = 6},
+      [CANCEL] = {.name = "cancel", .name_len = 6},
+  };
   if (host_json_decode(L, m->text, m->len, &c->server->json, fields, FIELDS, &err) < 0) {
     request_refuse(c, m->encoding, 400, unable, err.text);
   } else if (is_object(m)) {
@@ -273,4 +274,77 @@ void request_read(channel *c, const wire_message *m) {
     lua_pop(L, 1);
     request_refuse(c, m->encoding, 400, unable, "a message is a JSON object");
   }
+}
+
+/* ---- what an endpoint may call --------------------------------------------------------------------------------------------------------------- */
+
+/* The request whose table is at index 1: most often the one whose task runs. */
+static request *find(hub *h, lua_State *L) {
+  const void *table = lua_topointer(L, 1);
+  const host_task *running = host_task_running(h->host);
+  request *r = running ? host_task_owner(running, on_done) : NULL;
+  if (r && r->table == table) return r;
+  LIST_FOREACH(r, &h->requests, live) {
+    if (r->table == table) return r;
+  }
+  return NULL;
+}
+
+static int sent(lua_State *L, int status, lua_KContext context) {
+  (void)status, (void)context;
+  lua_pushboolean(L, true);
+  return 1;
+}
+
+/* The peer reads slowly: go on when what is queued for it has drained. */
+static int wait_to_send(lua_State *L, channel *c) {
+  host_task *t = task_that_waits(L, 1);
+  sender waiting = {t, host_task_ticket(c->server->hub->host, t, NULL, NULL)};
+  if (wire_buf_append(&c->senders, &waiting, sizeof waiting) < 0) return luaL_error(L, "out of memory for a stream");
+  host_task_wait(t);
+  return lua_yieldk(L, 0, 0, sent);
+}
+
+static int send_item(lua_State *L, request *r) {
+  host_json_error err;
+  answer a = {.channel = r->channel, .id = r->id, .id_len = r->id_len, .encoding = r->encoding, .code = 200, .more = true};
+  lua_settop(L, 2);
+  if (!answer_send(&a, L, &err)) return luaL_error(L, "request:send: %s", err.text);
+  hub_poke(r->server->hub);
+  if (channel_is_full(r->channel)) return wait_to_send(L, r->channel);
+  return sent(L, LUA_OK, 0);
+}
+
+static int gather_item(lua_State *L, request *r) {
+  host_json_error err;
+  host_json_limits limits = r->server->json;
+  if (r->items.len && wire_buf_append(&r->items, ",", 1) < 0) return luaL_error(L, "out of memory for a stream's items");
+  limits.bytes = limits.bytes > r->items.len ? limits.bytes - r->items.len : 1;
+  if (host_json_encode(L, 2, "item", &limits, &r->items, &err) == 0) return sent(L, LUA_OK, 0);
+  if (!err.too_large) return luaL_error(L, "request:send: %s", err.text);
+  return luaL_error(L, "request:send: the items are longer than max_response_bytes (%I) together: call this endpoint with stream = true",
+                    (LUAI_UACINT)r->server->json.bytes);
+}
+
+/* send(request, item) -> true | nil, message, name: request:send. */
+static int send_(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  request *r = find(hub_get(L), L);
+  if (!r) return luaL_error(L, "request:send: this request has been answered already");
+  if (!r->channel) return fail(L, "ECANCELED", "the client has gone");
+  r->sent = true;
+  return r->stream ? send_item(L, r) : gather_item(L, r);
+}
+
+/* deadline(request, seconds): it ends with 504 after so many seconds, unless it has to earlier. */
+static int deadline(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  request *r = find(hub_get(L), L);
+  if (r) set_deadline(r, luaL_checknumber(L, 2));
+  return 0;
+}
+
+void request_open(lua_State *L) {
+  static const luaL_Reg functions[] = {{"send", send_}, {"deadline", deadline}, {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
 }

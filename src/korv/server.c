@@ -6,7 +6,7 @@
 
 static const char SERVER[] = "korv.server";
 
-enum { TURN_MESSAGES = 256, TURN_BYTES = 1 << 20 }; /* what one channel may do before others get their turn */
+enum { TURN_MESSAGES = 256 }; /* what one channel may do before others get their turn */
 
 /* ---- log-in -------------------------------------------------------------------------------------------------------------------------- */
 
@@ -118,19 +118,30 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   if (!c) return;
   request_orphan(c);
   wire_reader_free(c->reader);
+  wire_buf_free(&c->senders);
   free(c);
   net_channel_set_data(nc, NULL);
 }
 
 bool channel_is_full(const channel *c) {
-  return c->in_flight >= c->server->in_flight_most || net_channel_queued(c->net) >= c->server->queued_most;
+  return c->in_flight >= c->server->channel_in_flight_most || net_channel_queued(c->net) >= c->server->queued_most;
 }
 
 static void finish_if_done(channel *c) {
   if (c->ended && c->in_flight == 0) net_channel_finish(c->net);
 }
 
+static void wake_senders(channel *c) {
+  hub *h = c->server->hub;
+  while (c->senders.len) {
+    sender *first = (sender *)(void *)wire_buf_at(&c->senders);
+    host_task_wake(h->host, first->task, first->ticket, h->L, 0);
+    wire_buf_consume(&c->senders, sizeof *first);
+  }
+}
+
 void channel_less_busy(channel *c) {
+  if (!channel_is_full(c)) wake_senders(c);
   if (c->paused && !channel_is_full(c)) {
     c->paused = false;
     net_channel_pause(c->net, false);
@@ -174,7 +185,7 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
   if (!c || c->ended) return false;
   wire_buf *in = net_channel_in(nc);
   size_t begin = in->len;
-  for (int n = 0; n < TURN_MESSAGES && begin - in->len < TURN_BYTES; n++) {
+  for (int n = 0; n < TURN_MESSAGES && begin - in->len < c->server->turn_bytes; n++) {
     if (channel_is_full(c)) {
       c->paused = true;
       net_channel_pause(nc, true);
@@ -207,7 +218,10 @@ static void read_limits(lua_State *L, server *s) {
   s->in.packed_bytes = (size_t)option_integer(L, 1, "max_packed_bytes", 16 << 20, 1024, 1 << 30);
   s->json.bytes = (size_t)option_integer(L, 1, "max_response_bytes", 16 << 20, 1024, 1 << 30);
   s->json.depth = (int)option_integer(L, 1, "max_depth", 128, 1, 1000);
-  s->in_flight_most = (size_t)option_integer(L, 1, "max_in_flight", 1024, 1, 1 << 20);
+  s->channel_in_flight_most = (size_t)option_integer(L, 1, "max_channel_in_flight", 1024, 1, 1 << 20);
+  s->in_flight_most = (size_t)option_integer(L, 1, "max_in_flight", 65536, 1, 1 << 24);
+  s->turn_bytes = (size_t)option_integer(L, 1, "max_turn_bytes", 1 << 20, 1024, 1 << 30);
+  s->timeout = (double)option_ms(L, 1, "timeout", 0) / 1000;
   s->queued_most = (size_t)option_integer(L, 1, "max_queued_bytes", 1 << 20, 65536, 1 << 30);
 }
 
@@ -299,6 +313,7 @@ static int server_gc(lua_State *L) {
     request *r;
     while ((r = LIST_FIRST(lists[i]))) {
       LIST_REMOVE(r, link);
+      wire_buf_free(&r->items);
       free(r);
     }
   }

@@ -245,5 +245,10 @@ net_session *net_channel_session(const net_channel *c) { return c->session; }
 void net_channel_set_data(net_channel *c, void *data) { c->data = data; }
 void *net_channel_data(const net_channel *c) { return c->data; }
 wire_buf *net_channel_in(net_channel *c) { return &c->in; }
-wire_buf *net_channel_out(net_channel *c) { return &c->out; }
+
+wire_buf *net_channel_out(net_channel *c) {
+  c->out.len = c->due; /* what was appended and never committed was given up */
+  return &c->out;
+}
+
 bool net_channel_ended(const net_channel *c) { return c->ended; }

@@ -122,7 +122,8 @@ bool net_channel_ended(const net_channel *c);   /* the peer sends no more than i
 void net_channel_pause(net_channel *c, bool on); /* stop reading: the peer's window runs full */
 
 /* Output is appended to this buffer and becomes due by net_channel_commit: `whole` sends all that was appended since the last commit
- * as one SSH data packet (split only where it is longer than the peer's packets), else it runs on with what is there. */
+ * as one SSH data packet (split only where it is longer than the peer's packets), else it runs on with what is there. Asking for the
+ * buffer anew drops what was appended and not committed. */
 wire_buf *net_channel_out(net_channel *c);
 void net_channel_commit(net_channel *c, bool whole);
 size_t net_channel_queued(const net_channel *c); /* bytes not handed to the library yet */
