@@ -56,7 +56,8 @@ describe("the protocol on the wire", function()
         it("echoes the body " .. body .. " unchanged", function()
           for _, verb in ipairs { "GET", "STORE", "UPDATE", "DELETE" } do
             local response = channel:ask(text("1", verb, "/echo", body))
-            assert.same({ 200, body }, { response.code, (response.body:gsub("e%+", "e")) })
+            local digits = response.body:gsub("e%+", "e") -- the exponent's sign is no digit
+            assert.same({ 200, body }, { response.code, digits })
           end
         end)
       end

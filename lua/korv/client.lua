@@ -119,8 +119,8 @@ local function on_message(self, message)
   end
 end
 
-local function on_open(self, way, fingerprint)
-  self.way, self.fingerprint = way, fingerprint
+local function on_open(self, channel, way, fingerprint)
+  self.channel, self.way, self.fingerprint = channel, way, fingerprint
   self.transport:keep_loop(false)
   self.opened(self)
 end
@@ -144,7 +144,7 @@ local function submit(self, verb, resource, body, timeout, done)
   local id = self.last_id + 1
   self.last_id = id
   if body == nil and (verb == "STORE" or verb == "UPDATE") then body = core.json.null end
-  local ok, message, name = self.transport:send { id = id, verb = verb, resource = resource, body = body }
+  local ok, message, name = self.channel:send { id = id, verb = verb, resource = resource, body = body }
   if not ok then
     done(nil, ("%s %s: %s"):format(verb, resource, message), name)
     return
@@ -199,14 +199,26 @@ Client.get = method "GET"
 
 --- Calls an endpoint with STORE; see `Client:get`.
 -- @function Client:store
+-- @tparam string resource
+-- @param[opt] body
+-- @tparam[opt] function callback
+-- @treturn ?table
 Client.store = method "STORE"
 
 --- Calls an endpoint with UPDATE; see `Client:get`.
 -- @function Client:update
+-- @tparam string resource
+-- @param[opt] body
+-- @tparam[opt] function callback
+-- @treturn ?table
 Client.update = method "UPDATE"
 
 --- Calls an endpoint with DELETE; see `Client:get`.
 -- @function Client:delete
+-- @tparam string resource
+-- @param[opt] body
+-- @tparam[opt] function callback
+-- @treturn ?table
 Client.delete = method "DELETE"
 
 --- Ends the connection. Calls under way return nil, message, `ECLOSED`.
@@ -260,6 +272,7 @@ end
 -- - `timeout` seconds for connecting and for each call (30)
 -- - `max_packet_size` accepted for the first korv's sake
 -- - `max_message_bytes`, `max_packed_bytes`, `max_request_bytes` (16 MiB), `max_depth` (128): limits of one message
+-- @function korv.client
 -- @treturn ?Client
 -- @treturn ?string message
 -- @treturn ?string name: `EHOSTKEY` (unknown host), `EHOSTKEYCHANGED`, `EAUTH` (no key is let in), `ECONNREFUSED`, `ETIMEDOUT`, …

@@ -18,15 +18,23 @@ local korv = {
   version = "0.3.0",
 
   --- Makes a server; see `korv.server`.
+  -- @function server
+  -- @tparam table options
   server = require "korv.server",
 
   --- Makes a client; see `korv.client`.
+  -- @function client
+  -- @tparam table options
   client = require "korv.client",
 
   --- An app to register endpoints on, without a server; see `korv.app`.
+  -- @function app
   app = app.new,
 
   --- Leaves an endpoint with an answer: `korv.abort(404, { message = "no such user" })`. See `korv.app.abort`.
+  -- @function abort
+  -- @tparam[opt=500] int code from 100 to 599
+  -- @param[opt] body
   abort = app.abort,
 
   --- JSON, exact: `json.encode(value)` and `json.decode(text)` return nil, message, name where it cannot be done.
@@ -36,15 +44,36 @@ local korv = {
   null = core.json.null,
 
   --- Marks a table as a JSON array, which it stays when it is empty: `korv.array {}`.
+  -- @function array
+  -- @tparam[opt] table list a new one where there is none
+  -- @treturn table the same
   array = core.json.array,
 
   --- Writes to the server's log; see `korv.log`.
   log = log,
 
+  --- Runs a function in a coroutine of its own; see `korv.task.spawn`.
+  -- @function spawn
+  -- @tparam function fn
+  -- @param ...
   spawn = task.spawn,
+
+  --- Waits for a callback; see `korv.task.await`.
+  -- @function await
+  -- @tparam function begin
   await = task.await,
+
+  --- Waits some time; see `korv.task.sleep`.
+  -- @function sleep
+  -- @tparam number seconds
   sleep = task.sleep,
+
+  --- Runs the loop; see `korv.task.run`.
+  -- @function run
   run = task.run,
+
+  --- Ends the loop; see `korv.task.stop`.
+  -- @function stop
   stop = task.stop,
 }
 

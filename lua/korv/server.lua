@@ -16,7 +16,7 @@ local OPTIONS = {
   tracebacks = "boolean", json = "table", max_packet_size = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", timeout = "number", max_queued_bytes = "number", max_connections = "number", max_unauthenticated = "number",
-  max_channels = "number", max_auth_attempts = "number", login_timeout = "number",
+  max_channels = "number", max_auth_attempts = "number", login_timeout = "number", keepalive = "number",
 }
 
 local function check_options(options)
@@ -122,6 +122,8 @@ end
 -- - `max_turn_bytes` that one channel has decoded in a turn of the loop before others get theirs (1 MiB)
 -- - `max_connections` (10000, lowered to what file descriptors allow), `max_unauthenticated` of these (256), `max_channels` of each (64)
 -- - `max_auth_attempts` (10), `login_timeout` seconds (30)
+-- - `keepalive` seconds of silence after which a client is asked for a sign of life; after three times that it is given up (60; 0: never)
+-- @function korv.server
 -- @treturn ?Server nil where a key cannot be used
 -- @treturn ?string message
 -- @treturn ?string name, such as `EPERM`
@@ -141,9 +143,12 @@ local function new(options)
   }, Server)
 end
 
---- The server's app takes endpoints and middleware; the server has its methods, too: `get`, `store`, `update`, `delete`, `use`,
--- `add_callback`. See `korv.app`.
--- @function add_callback
+--- Registers an endpoint. The server has all methods by which its app takes endpoints and middleware: `get`, `store`, `update`,
+-- `delete`, `use`, `add_callback`; see `korv.app`.
+-- @function Server:add_callback
+-- @tparam string verb `GET`, `STORE`, `UPDATE` or `DELETE`
+-- @tparam string resource
+-- @tparam function endpoint
 for _, method in ipairs { "get", "store", "update", "delete", "use", "add_callback" } do
   Server[method] = function(self, ...) return self.app[method](self.app, ...) end
 end

@@ -43,7 +43,7 @@ local function deliver(self)
       self.options.message(message)
     else
       self.opened = true
-      self.options.open("ssh")
+      self.options.open(self, "ssh")
     end
     if self.over then return end
     message, problem, name = self.reader:next()

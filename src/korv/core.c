@@ -25,5 +25,6 @@ int luaopen_korv_core(lua_State *L) {
   server_open(L);
   request_open(L);
   connection_open(L);
+  reader_open(L);
   return 1;
 }

@@ -168,43 +168,6 @@ void type_make(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFun
   lua_pop(L, 1);
 }
 
-/* ---- options ------------------------------------------------------------------------------------------------------------------------- */
-
-const char *option_string(lua_State *L, int index, const char *name, const char *otherwise) {
-  int type = lua_getfield(L, index, name);
-  const char *s = type == LUA_TNIL ? otherwise : lua_tostring(L, -1);
-  if (type != LUA_TNIL && type != LUA_TSTRING) luaL_error(L, "%s must be a string, not a %s", name, lua_typename(L, type));
-  lua_pop(L, 1);
-  return s;
-}
-
-lua_Integer option_integer(lua_State *L, int index, const char *name, lua_Integer otherwise, lua_Integer least, lua_Integer most) {
-  int ok = 1;
-  lua_Integer n = lua_getfield(L, index, name) == LUA_TNIL ? otherwise : lua_tointegerx(L, -1, &ok);
-  if (!ok || n < least || n > most) luaL_error(L, "%s must be an integer from %I to %I", name, (LUAI_UACINT)least, (LUAI_UACINT)most);
-  lua_pop(L, 1);
-  return n;
-}
-
-uint64_t option_ms(lua_State *L, int index, const char *name, double otherwise_s) {
-  int ok = 1;
-  double s = lua_getfield(L, index, name) == LUA_TNIL ? otherwise_s : lua_tonumberx(L, -1, &ok);
-  if (!ok || !(s >= 0 && s <= 1e9)) luaL_error(L, "%s must be a number of seconds from 0 on", name);
-  lua_pop(L, 1);
-  return s > 0 && s < 0.001 ? 1 : (uint64_t)(s * 1000);
-}
-
-bool option_boolean(lua_State *L, int index, const char *name, bool otherwise) {
-  bool b = lua_getfield(L, index, name) == LUA_TNIL ? otherwise : lua_toboolean(L, -1);
-  lua_pop(L, 1);
-  return b;
-}
-
-int option_function(lua_State *L, int index, const char *name) {
-  if (lua_getfield(L, index, name) != LUA_TFUNCTION) luaL_error(L, "%s must be a function, not a %s", name, luaL_typename(L, -1));
-  return ref_take(L);
-}
-
 /* ---- life -------------------------------------------------------------------------------------------------------------------------------- */
 
 /* The luv data stays: it is Lua's, and handles of net may close later than these. */

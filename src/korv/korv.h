@@ -81,6 +81,8 @@ lua_Integer option_integer(lua_State *L, int index, const char *name, lua_Intege
 uint64_t option_ms(lua_State *L, int index, const char *name, double otherwise_s); /* seconds in Lua, milliseconds here */
 bool option_boolean(lua_State *L, int index, const char *name, bool otherwise);
 int option_function(lua_State *L, int index, const char *name); /* a reference; raises where there is none */
+wire_limits option_wire_limits(lua_State *L, int index); /* of what comes in: max_message_bytes, max_packed_bytes */
+host_json_limits option_json_limits(lua_State *L, int index); /* max_depth, and for what goes out max_request_bytes */
 
 /* ---- the Lua types ------------------------------------------------------------------------------------------------------------------ */
 
@@ -88,7 +90,8 @@ void key_open(lua_State *L);        /* core.load_key, make_key, public_key; a ke
 net_key **key_list(lua_State *L, int index, const char *name, size_t *count); /* the keys in a table's list; a userdata on the stack */
 void key_list_give_up(lua_State *L, int index, const char *name); /* the keys of the list belong to whoever has them now */
 void server_open(lua_State *L);     /* core.server */
-void connection_open(lua_State *L); /* core.dial, core.reader */
+void connection_open(lua_State *L); /* core.dial */
+void reader_open(lua_State *L);     /* core.reader */
 void request_open(lua_State *L);    /* core.send, core.deadline */
 void timer_open(lua_State *L);      /* core.timer */
 void task_open(lua_State *L);       /* core.spawn, sleep, here, ticket, wait, wake */

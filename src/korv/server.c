@@ -214,10 +214,9 @@ static const net_events events = {
 /* ---- the Lua type -------------------------------------------------------------------------------------------------------------------- */
 
 static void read_limits(lua_State *L, server *s) {
-  s->in.message_bytes = (size_t)option_integer(L, 1, "max_message_bytes", 16 << 20, 1024, 1 << 30);
-  s->in.packed_bytes = (size_t)option_integer(L, 1, "max_packed_bytes", 16 << 20, 1024, 1 << 30);
+  s->in = option_wire_limits(L, 1);
+  s->json = option_json_limits(L, 1);
   s->json.bytes = (size_t)option_integer(L, 1, "max_response_bytes", 16 << 20, 1024, 1 << 30);
-  s->json.depth = (int)option_integer(L, 1, "max_depth", 128, 1, 1000);
   s->channel_in_flight_most = (size_t)option_integer(L, 1, "max_channel_in_flight", 1024, 1, 1 << 20);
   s->in_flight_most = (size_t)option_integer(L, 1, "max_in_flight", 65536, 1, 1 << 24);
   s->turn_bytes = (size_t)option_integer(L, 1, "max_turn_bytes", 1 << 20, 1024, 1 << 30);
@@ -233,6 +232,7 @@ static void read_listen_options(lua_State *L, net_listen_options *o) {
   o->channels = (size_t)option_integer(L, 1, "max_channels", 64, 1, 4096);
   o->auth_attempts = (unsigned)option_integer(L, 1, "max_auth_attempts", 10, 1, 1000);
   o->login_ms = option_ms(L, 1, "login_timeout", 30);
+  o->keepalive_ms = option_ms(L, 1, "keepalive", 60);
 }
 
 static void read_functions(lua_State *L, server *s) {

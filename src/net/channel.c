@@ -9,12 +9,14 @@
 static int on_data(ssh_session ssh, ssh_channel channel, void *data, uint32_t len, int is_stderr, void *userdata) {
   (void)ssh, (void)channel;
   net_channel *c = userdata;
-  if (is_stderr || c->finishing || c->aborted) return (int)len; /* nobody reads it */
   if (len > INPUT_BYTES) {
     net_session_fail(c->session, "EPROTO", "the peer sent data past the channel's window");
     return (int)len;
   }
-  if (c->paused || !c->has_way) return 0; /* libssh keeps it and the window runs full */
+  /* What we leave libssh keeps, and the window runs full. What we took it would answer by opening the window, also behind a CLOSE of ours,
+   * and then the peer may drop the connection. */
+  if (c->paused || c->finishing || !c->has_way) return 0;
+  if (is_stderr) return (int)len; /* nobody reads it */
   if (wire_buf_append(&c->in, data, len) < 0) net_session_fail(c->session, "ENOMEM", "out of memory for a channel's input");
   return (int)len;
 }
@@ -53,8 +55,13 @@ void net_channel_set_way(net_channel *c, net_way way) {
   c->way = way;
 }
 
+void net_channel_refused(net_channel *c) {
+  c->told_open = c->remote_closed = c->eof_sent = c->close_sent = true;
+}
+
 void net_channel_free(net_channel *c, bool session_gone) {
   if (!session_gone) ssh_channel_free(c->ssh);
+  if (c->opening) c->session->opening--;
   TAILQ_REMOVE(&c->session->channels, c, link);
   c->session->channel_count--;
   wire_buf_free(&c->in);
@@ -171,10 +178,13 @@ void net_channel_commit(net_channel *c, bool whole) {
   net_session_written(c->session);
 }
 
-/* How much of the first segment may be written now: a message that fits a packet goes as one or not at all. */
-static size_t writable_bytes(const net_channel *c, const segment *first) {
+/* How much of the first segment may be written now: a message that fits a packet goes as one or not at all, unless it is longer than the
+ * peer's window has ever been, and would wait for ever. */
+static size_t writable_bytes(net_channel *c, const segment *first) {
   size_t window = ssh_channel_window_size(c->ssh);
-  if (first->whole && first->bytes <= c->packet_bytes) return window >= first->bytes ? first->bytes : 0;
+  if (window > c->widest) c->widest = window;
+  bool fits = first->bytes <= c->packet_bytes && first->bytes <= c->widest;
+  if (first->whole && fits) return window >= first->bytes ? first->bytes : 0;
   size_t bytes = first->bytes < CHUNK_BYTES ? first->bytes : CHUNK_BYTES;
   return bytes < window ? bytes : window;
 }
@@ -192,7 +202,7 @@ bool net_channel_has_packets(const net_channel *c) { return c->segments.len > si
 
 size_t net_channel_write(net_channel *c) {
   size_t turn = 0;
-  while (c->segments.len && turn < CHUNK_BYTES && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING)) {
+  while (c->told_open && c->segments.len && turn < CHUNK_BYTES && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING)) {
     segment *first = (segment *)(void *)wire_buf_at(&c->segments);
     size_t bytes = writable_bytes(c, first);
     if (bytes == 0) break;
@@ -224,7 +234,7 @@ void net_channel_abort(net_channel *c) {
 
 /* libssh sends no CLOSE while its socket buffer holds bytes and tells so only by SSH_AGAIN: so EOF first, and CLOSE when that is out. */
 void net_channel_close_out(net_channel *c) {
-  if (!c->finishing || c->close_sent || c->segments.len) return;
+  if (!c->finishing || c->opening || c->close_sent || c->segments.len) return;
   for (int step = 0; step < 2 && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING); step++) {
     if (c->eof_sent) {
       ssh_channel_close(c->ssh);
@@ -252,3 +262,5 @@ wire_buf *net_channel_out(net_channel *c) {
 }
 
 bool net_channel_ended(const net_channel *c) { return c->ended; }
+bool net_channel_paused(const net_channel *c) { return c->paused; }
+bool net_channel_closing(const net_channel *c) { return c->finishing; }

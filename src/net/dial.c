@@ -25,7 +25,6 @@ struct dial {
   net_key **keys;
   size_t key_count, tried;
   ssh_channel channel;
-  bool subsystem_refused;
   int port;
   bool accept_new;
   char *host, *user, *known_hosts;
@@ -77,43 +76,38 @@ void net_dial_cancel(net_session *s) {
 
 /* ---- the channel ------------------------------------------------------------------------------------------------------------------- */
 
-static void channel_opened(net_session *s, net_way way) {
+/* One step of opening a channel: SSH_AGAIN, SSH_OK once it is there, SSH_ERROR where it is refused or the session is lost. */
+static int step_open(net_session *s, ssh_channel ssh, net_way way) {
+  if (way == NET_TCPIP) return ssh_channel_open_forward(ssh, s->dial->host, s->dial->port, "127.0.0.1", 0);
+  int rc = ssh_channel_is_open(ssh) ? SSH_OK : ssh_channel_open_session(ssh);
+  return rc == SSH_OK ? ssh_channel_request_subsystem(ssh, "korv") : rc;
+}
+
+static void first_opened(net_session *s) {
   net_channel *c = net_channel_new(s, s->dial->channel);
   if (!c) {
     net_session_fail(s, "ENOMEM", "out of memory for a channel");
     return;
   }
-  net_channel_set_way(c, way);
+  net_channel_set_way(c, s->way);
   s->dial->channel = NULL;
-  s->state = SESSION_OPEN;
-  uv_timer_stop(&s->timer);
+  net_session_opened(s);
   if (net_session_drive(s)) net_session_pump(s);
 }
 
-static void drop_channel(dial *d) {
+/* A Python korv server knows direct-tcpip alone. */
+static int fall_back(net_session *s) {
+  dial *d = s->dial;
+  if (!net_session_healthy(s)) return SSH_ERROR;
+  if (s->way == NET_TCPIP) {
+    net_session_fail(s, "EPROTO", "%s port %d let us log in but opens neither a korv subsystem nor a direct-tcpip channel: is it a korv server?",
+                     d->host, d->port);
+    return SSH_ERROR;
+  }
   ssh_channel_free(d->channel);
   d->channel = NULL;
-}
-
-static int step_subsystem(net_session *s) {
-  dial *d = s->dial;
-  int rc = ssh_channel_is_open(d->channel) ? SSH_OK : ssh_channel_open_session(d->channel);
-  if (rc == SSH_OK) rc = ssh_channel_request_subsystem(d->channel, "korv");
-  if (rc == SSH_OK) channel_opened(s, NET_SUBSYSTEM);
-  if (rc != SSH_ERROR) return rc;
-  d->subsystem_refused = true; /* a Python korv server knows direct-tcpip alone */
-  drop_channel(d);
+  s->way = NET_TCPIP;
   return SSH_OK;
-}
-
-static int step_tcpip(net_session *s) {
-  dial *d = s->dial;
-  int rc = ssh_channel_open_forward(d->channel, d->host, d->port, "127.0.0.1", 0);
-  if (rc == SSH_OK) channel_opened(s, NET_TCPIP);
-  if (rc == SSH_ERROR && net_session_healthy(s))
-    net_session_fail(s, "EPROTO", "%s port %d let us log in but opens neither a korv subsystem nor a direct-tcpip channel: is it a korv server?",
-                 d->host, d->port);
-  return rc;
 }
 
 static int step_channel(net_session *s) {
@@ -123,7 +117,48 @@ static int step_channel(net_session *s) {
     net_session_fail(s, "ENOMEM", "out of memory for a channel");
     return SSH_ERROR;
   }
-  return d->subsystem_refused ? step_tcpip(s) : step_subsystem(s);
+  int rc = step_open(s, d->channel, s->way);
+  if (rc == SSH_OK) first_opened(s);
+  return rc == SSH_ERROR ? fall_back(s) : rc;
+}
+
+/* ---- further channels ------------------------------------------------------------------------------------------------------------------ */
+
+static void step_further(net_session *s, net_channel *c) {
+  int rc = step_open(s, c->ssh, s->way);
+  if (rc == SSH_AGAIN || !net_session_healthy(s)) return;
+  c->opening = false;
+  s->opening--;
+  if (rc == SSH_OK)
+    net_channel_set_way(c, s->way);
+  else
+    net_channel_refused(c);
+  net_session_changed(s);
+  net_session_written(s);
+}
+
+void net_dial_step_channels(net_session *s) {
+  net_channel *c;
+  TAILQ_FOREACH(c, &s->channels, link) {
+    if (c->opening) step_further(s, c);
+    if (s->state != SESSION_OPEN) return;
+  }
+}
+
+net_channel *net_channel_open(net_session *s) {
+  ssh_channel ssh = ssh_channel_new(s->ssh);
+  net_channel *c = ssh ? net_channel_new(s, ssh) : NULL;
+  if (!c) {
+    if (ssh) ssh_channel_free(ssh);
+    return NULL;
+  }
+  c->way = s->way;
+  c->opening = true;
+  s->opening++;
+  step_further(s, c);
+  net_session_note_input(s);
+  net_session_written(s);
+  return c;
 }
 
 /* ---- log-in -------------------------------------------------------------------------------------------------------------------------- */
@@ -367,6 +402,8 @@ net_session *net_dial(net *n, const net_dial_options *o, const net_events *event
   net_session *s = net_session_new(n, events, owner);
   if (!s) return fail_to_begin(d, o, err);
   s->dial = d;
+  s->way = NET_SUBSYSTEM;
+  s->keepalive_ms = o->keepalive_ms;
   d->session = s;
   d->resolve.data = n;
   struct addrinfo hints = {.ai_socktype = SOCK_STREAM};

@@ -89,6 +89,10 @@ struct net_session {
   session_state state;
   bool in_reports, in_flushes, told_open, verified, logged_in;
   uint64_t seen_bytes; /* of counter.in_bytes: what a report has been asked for */
+  uint64_t keepalive_ms, alive_bytes; /* alive_bytes: of counter.in_bytes, at the last look */
+  unsigned silent; /* looks without a byte */
+  net_way way;     /* client: of its channels */
+  size_t opening;  /* client: channels that are being opened */
   unsigned auth_attempts;
   struct ssh_counter_struct counter;
   struct ssh_server_callbacks_struct callbacks;
@@ -114,8 +118,9 @@ struct net_channel {
   wire_buf in, out, segments; /* segments: of `segment`, what of out is due and how it is cut */
   size_t due; /* bytes of out that the segments cover */
   size_t packet_bytes; /* the peer's maximum; 0: not looked up yet */
+  size_t widest;       /* that its window has been */
   net_way way;
-  bool has_way, told_open, again, paused, ended, remote_closed, finishing, aborted, eof_sent, close_sent, over_mark;
+  bool opening, has_way, told_open, again, paused, ended, remote_closed, finishing, aborted, eof_sent, close_sent, over_mark;
 };
 
 /* net.c */
@@ -135,6 +140,7 @@ void net_session_changed(net_session *s); /* something to report */
 void net_session_written(net_session *s); /* something to flush */
 void net_session_note_input(net_session *s); /* after calls that may have read: report what came */
 void net_session_close_handles(net_session *s);
+void net_session_opened(net_session *s); /* logged in, and for a client its first channel is there */
 void net_session_deadline(net_session *s, uint64_t ms, uv_timer_cb cb);
 
 /* listen.c */
@@ -147,12 +153,14 @@ void net_serve_logged_in(net_session *s);
 
 /* dial.c */
 void net_dial_step(net_session *s);
+void net_dial_step_channels(net_session *s); /* those that are being opened */
 void net_dial_cancel(net_session *s); /* stops what dials; the session is closing */
 void net_dial_free(net_session *s);
 
 /* channel.c */
 net_channel *net_channel_new(net_session *s, ssh_channel ssh);
 void net_channel_set_way(net_channel *c, net_way way);
+void net_channel_refused(net_channel *c); /* it was never open: channel_closed is to be told */
 bool net_channel_report(net_channel *c);
 size_t net_channel_write(net_channel *c); /* one share, at most about CHUNK_BYTES; returns the bytes written */
 bool net_channel_has_packets(const net_channel *c); /* more than one to write */

@@ -75,6 +75,7 @@ typedef struct net_listen_options {
   size_t channels;        /* of one connection */
   unsigned auth_attempts; /* of one connection */
   uint64_t login_ms;      /* from accept to log-in */
+  uint64_t keepalive_ms;  /* a peer that is silent so long is asked for a sign of life, and given up after thrice that; 0: never */
 } net_listen_options;
 
 net_listener *net_listen(net *n, const net_listen_options *o, const net_events *events, void *owner, net_error *err);
@@ -92,6 +93,7 @@ typedef struct net_dial_options {
   const char *known_hosts; /* a file, which may not exist yet; NULL: the host's key is not checked */
   bool accept_new;         /* an unknown host's key is added to known_hosts; a changed one never is */
   uint64_t timeout_ms;     /* until the first channel is open */
+  uint64_t keepalive_ms;   /* as a listener's */
 } net_dial_options;
 
 /* Connects, checks the host, logs in and opens the first channel (subsystem "korv", else direct-tcpip): session_open and channel_open
@@ -112,6 +114,10 @@ void net_session_keep_loop(net_session *s, bool keep);     /* false: this sessio
 
 typedef enum net_way { NET_TCPIP, NET_SUBSYSTEM } net_way;
 
+/* A client's further channel, of the same way as its first. channel_open follows, or channel_closed where it is refused; what is
+ * committed before that is written then. NULL: no memory. */
+net_channel *net_channel_open(net_session *s);
+
 net_way net_channel_way(const net_channel *c);
 net_session *net_channel_session(const net_channel *c);
 void net_channel_set_data(net_channel *c, void *data);
@@ -120,6 +126,8 @@ void *net_channel_data(const net_channel *c);
 wire_buf *net_channel_in(net_channel *c);       /* what has come; consume from it */
 bool net_channel_ended(const net_channel *c);   /* the peer sends no more than is in there */
 void net_channel_pause(net_channel *c, bool on); /* stop reading: the peer's window runs full */
+bool net_channel_paused(const net_channel *c);
+bool net_channel_closing(const net_channel *c); /* finished or aborted from our side */
 
 /* Output is appended to this buffer and becomes due by net_channel_commit: `whole` sends all that was appended since the last commit
  * as one SSH data packet (split only where it is longer than the peer's packets), else it runs on with what is there. Asking for the

@@ -71,10 +71,9 @@ static void on_login_late(uv_timer_t *timer) {
 }
 
 void net_serve_logged_in(net_session *s) {
-  s->state = SESSION_OPEN;
   s->logged_in = true;
   s->listener->unauthenticated--;
-  uv_timer_stop(&s->timer);
+  net_session_opened(s);
 }
 
 /* ---- channels ------------------------------------------------------------------------------------------------------------------------ */
@@ -184,6 +183,7 @@ void net_serve_accept(net_listener *l, int fd, const char *address) {
   l->sessions++;
   l->unauthenticated++;
   s->state = SESSION_KEX;
+  s->keepalive_ms = l->options.keepalive_ms;
   s->ssh = ssh;
   strncpy(s->address, address, sizeof s->address - 1);
   set_callbacks(s);

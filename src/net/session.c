@@ -112,6 +112,7 @@ void net_session_pump(net_session *s) {
     if (s->counter.in_bytes - before != 4096) break; /* a short read: the socket is empty */
   }
   if (s->verified && s->state == SESSION_KEX) net_serve_logged_in(s);
+  if (s->opening) net_dial_step_channels(s);
   s->seen_bytes = s->counter.in_bytes;
   net_session_changed(s);
   net_session_written(s); /* a window may have grown, which no callback tells */
@@ -166,6 +167,36 @@ bool net_session_drive(net_session *s) {
   if (s->event && ssh_event_add_session(s->event, s->ssh) == SSH_OK) return true;
   net_session_fail(s, "ENOMEM", "out of memory for the session");
   return false;
+}
+
+/* ---- signs of life ----------------------------------------------------------------------------------------------------------------- */
+
+/* libssh sends a keepalive on every second call only: the other takes note of the reply to the one before. */
+static void ask_for_life(net_session *s) {
+  ssh_send_keepalive(s->ssh);
+  if (net_session_healthy(s)) ssh_send_keepalive(s->ssh);
+  if (net_session_healthy(s)) net_session_written(s);
+  net_session_note_input(s);
+}
+
+static void on_keepalive(uv_timer_t *timer) {
+  net_session *s = (net_session *)((char *)timer - offsetof(net_session, timer));
+  if (s->state != SESSION_OPEN) return;
+  s->silent = s->counter.in_bytes == s->alive_bytes ? s->silent + 1 : 0;
+  s->alive_bytes = s->counter.in_bytes;
+  if (s->silent >= 2)
+    net_session_fail(s, "ETIMEDOUT", "the peer has given no sign of life for %.3g s", (double)s->keepalive_ms * 2 / 1000);
+  else if (s->silent == 1 && !(ssh_get_status(s->ssh) & SSH_WRITE_PENDING))
+    ask_for_life(s);
+}
+
+void net_session_opened(net_session *s) {
+  s->state = SESSION_OPEN;
+  s->alive_bytes = s->counter.in_bytes;
+  uv_timer_stop(&s->timer);
+  if (!s->keepalive_ms) return;
+  uv_timer_start(&s->timer, on_keepalive, s->keepalive_ms, s->keepalive_ms);
+  uv_unref((uv_handle_t *)&s->timer);
 }
 
 /* ---- what others ask ---------------------------------------------------------------------------------------------------------------- */
