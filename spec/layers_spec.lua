@@ -20,10 +20,13 @@ local MODULES = {
   app = { "router", "log" },
   task = { "core" },
   server = { "core", "app", "keys", "log" },
-  client = { "core", "log", "ssh", "task" },
+  identity = { "core" },
+  exec = { "task" },
+  stream = { "core", "task" },
+  client = { "core", "identity", "log", "ssh", "stream", "task" },
   ssh = { "core" },
   pretty = { "core" },
-  init = { "core", "app", "log", "task", "server", "client" },
+  init = { "core", "app", "log", "task", "server", "client", "exec" },
   command = { "init", "loader", "pretty" },
 }
 

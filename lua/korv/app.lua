@@ -11,7 +11,7 @@ local App = {}
 App.__index = App
 
 local RESOURCE_BYTES = 65536 -- a longer one is refused before anything is split or decoded
-local ENDPOINT_OPTIONS = { doc = "string" }
+local ENDPOINT_OPTIONS = { doc = "string", timeout = "number" }
 local APP_OPTIONS = {}
 local NO_LITERALS = {}
 
@@ -54,7 +54,8 @@ end
 
 --- Registers the endpoint that answers GET of a resource. An endpoint is called with the request and returns a code and a body.
 -- @tparam string resource begins with `/`; a segment `:name` matches any one, a last segment `*name` all the rest
--- @tparam[opt] table options `doc`: a text that says what the endpoint is for
+-- @tparam[opt] table options `doc`: a text that says what the endpoint is for; `timeout`: seconds after which it is cancelled, and the
+-- answer is 504
 -- @tparam function endpoint
 function App:get(resource, options, endpoint) register(self, "get", "GET", resource, options, endpoint) end
 
@@ -128,14 +129,25 @@ local function dispatcher(routes, runs, missing, refused)
   end
 end
 
+-- The endpoint's own deadline, which counts from its middleware on.
+local function bounded(run, entry, deadline)
+  local seconds = entry.options and entry.options.timeout
+  if not seconds then return run end
+  return function(request)
+    deadline(request, seconds)
+    return run(request)
+  end
+end
+
 --- Freezes the app and returns what answers a request. It may yield, and what an endpoint raises comes out of it.
+-- @tparam[opt] function deadline called with a request and the seconds after which it has to end
 -- @treturn function called with a request (`verb`, `resource`, …; it adds `params` and `query` where there are any), returns a code
 -- and a body
-function App:handler()
+function App:handler(deadline)
   self.frozen = true
   local literals, runs = {}, {}
   for _, entry in ipairs(self.routes:entries()) do
-    local run = compose(self.middleware, entry.endpoint)
+    local run = bounded(compose(self.middleware, entry.endpoint), entry, deadline)
     entry.middleware = #self.middleware > 0
     runs[entry] = run
     literals[entry.verb] = literals[entry.verb] or {}

@@ -1,9 +1,11 @@
---- The client: one connection, any number of calls on it at once.
+--- The client: one connection, any number of calls and streams on it at once.
 -- @module korv.client
 
 local core = require "korv.core"
+local identity = require "korv.identity"
 local log = require "korv.log"
 local ssh = require "korv.ssh"
+local stream = require "korv.stream"
 local task = require "korv.task"
 local uv = require "luv"
 
@@ -13,11 +15,15 @@ Client.__index = Client
 local OPTIONS = {
   host = "string", port = "number", user = "string", client_keys = "table", passphrase = "string",
   known_hosts = "string or false", accept_new = "boolean", ssh = "boolean", timeout = "number", max_packet_size = "number",
+  reconnect = "boolean", keepalive = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_request_bytes = "number", max_depth = "number",
 }
 
 local TIMEOUT = 30
-local DEFAULT_KEYS = { "id_ed25519", "id_ecdsa", "id_rsa" }
+local FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10 -- seconds between attempts to reconnect, before jitter
+
+-- What another attempt would not mend.
+local FINAL = { EHOSTKEY = true, EHOSTKEYCHANGED = true, EAUTH = true, ENOKEY = true, EPROTO = true }
 
 local function check_options(options)
   if type(options) ~= "table" then error("korv.client: options must be a table, as in korv.client { host = \"localhost\" }", 3) end
@@ -30,84 +36,95 @@ local function check_options(options)
   end
 end
 
--- Keys ------------------------------------------------------------------------------------------------------------------------------
+-- Calls: waiting to be sent (self.queue), sent (self.calls, by id), done ------------------------------------------------------------
 
-local function home(name) return (os.getenv "HOME" or ".") .. "/.ssh/" .. name end
+local busy = {} -- luacheck: ignore 241 (the clients with calls under way are not collected)
 
-local function load_keys(paths, passphrase)
-  local list = {}
-  for i, path in ipairs(paths) do
-    local key, message, name = core.load_key(path, passphrase)
-    if not key then return nil, "client key " .. message, name end
-    list[i] = key
-  end
-  return list
+-- The connection keeps the loop running while somebody waits for something on it.
+local function count(self, change)
+  self.pending = self.pending + change
+  busy[self] = self.pending > 0 or nil
+  if self.transport then self.transport:keep_loop(self.pending > 0) end
 end
 
--- The keys that ssh would try; one that is not there, or cannot be used, is passed over as ssh does.
-local function load_default_keys(passphrase)
-  local list, reason = {}, nil
-  for _, name in ipairs(DEFAULT_KEYS) do
-    local key, message, code = core.load_key(home(name), passphrase)
-    list[#list + 1] = key
-    if not key and code ~= "ENOENT" then reason = reason or message end
-  end
-  if #list > 0 then return list end
-  return nil, reason or ("there is no key in %s: name one (-i FILE, client_keys), or make one with `ssh-keygen -t ed25519`"):format(home ""), "ENOKEY"
-end
-
--- Waiting ---------------------------------------------------------------------------------------------------------------------------
-
--- Like korv.await, but where no loop runs it runs the loop until there is an answer.
-local function wait(begin)
-  local here, why = core.here()
-  if here then return task.await(begin) end
-  if uv.loop_mode() then error("cannot wait here: " .. why, 3) end
-  local results
-  begin(function(...) results = results or table.pack(...) end)
-  while not results do uv.run "once" end
-  return table.unpack(results, 1, results.n)
-end
-
--- Calls -----------------------------------------------------------------------------------------------------------------------------
-
-local busy = {} -- the clients with calls under way
-
-local function settle(self)
-  busy[self] = nil
-  self.transport:keep_loop(false)
-  self.timer:stop()
-  self.due = math.huge
-end
-
--- Takes a call off the list and hands over how it ended.
 local function finish(self, call, ...)
+  if call.finished then return end
+  call.finished = true
   self.calls[call.id] = nil
-  self.pending = self.pending - 1
-  if self.pending == 0 then settle(self) end
+  self.live[call] = nil
+  count(self, -1)
   call.done(...)
 end
 
-local function end_late_calls(self)
-  uv.update_time()
-  local now, due = uv.now(), math.huge
-  for _, call in pairs(self.calls) do
-    if call.due > now then
-      due = math.min(due, call.due)
-    else
-      finish(self, call, nil, ("%s %s: no answer within %g s"):format(call.verb, call.resource, call.timeout), "ETIMEDOUT")
-    end
-  end
-  self.due = math.huge
-  self:watch(due)
+local function describe(call, what) return ("%s %s: %s"):format(call.message.verb, call.message.resource, what) end
+
+-- Tells the server that nobody waits any more. A Python korv server would break off at that.
+local function withdraw(self, call)
+  if self.calls[call.id] and self.channel and self.way ~= "tcpip" then self.channel:send { cancel = call.id } end
 end
 
 -- Has the timer go off when the earliest call is due.
-function Client:watch(due)
+local function watch(self, due)
   if due >= self.due then return end
   self.due = due
   self.timer:start((due - uv.now()) / 1000)
 end
+
+local function end_late_calls(self)
+  uv.update_time()
+  local now, next_due, late = uv.now(), math.huge, {}
+  for call in pairs(self.live) do
+    if call.due > now then
+      next_due = math.min(next_due, call.due)
+    else
+      late[#late + 1] = call
+    end
+  end
+  for _, call in ipairs(late) do
+    withdraw(self, call)
+    finish(self, call, nil, describe(call, ("no answer within %g s"):format(call.timeout)), "ETIMEDOUT")
+  end
+  self.due = math.huge
+  watch(self, next_due)
+end
+
+-- Hands a call to the channel.
+local function send(self, call)
+  if call.finished then return end
+  if self.way ~= "tcpip" then call.message.timeout = math.max(0.001, (call.due - uv.now()) / 1000) end
+  local ok, message, name = self.channel:send(call.message)
+  if ok then
+    self.calls[call.id] = call
+  else
+    finish(self, call, nil, describe(call, message), name)
+  end
+end
+
+local function send_queued(self)
+  local queue = self.queue
+  self.queue = {}
+  for _, call in ipairs(queue) do send(self, call) end
+end
+
+local connect
+
+local function submit(self, call)
+  uv.update_time()
+  call.due = uv.now() + math.ceil(call.timeout * 1000)
+  self.live[call] = true
+  count(self, 1)
+  watch(self, call.due)
+  if self.channel and not self.ended then
+    send(self, call)
+  elseif self.options.reconnect and not self.ended then
+    self.queue[#self.queue + 1] = call
+    if not self.transport then connect(self) end
+  else
+    finish(self, call, nil, describe(call, self.lost.message), self.lost.name)
+  end
+end
+
+-- The connection ------------------------------------------------------------------------------------------------------------------------
 
 local function on_message(self, message)
   local id = type(message) == "table" and message.request_id
@@ -121,43 +138,122 @@ end
 
 local function on_open(self, channel, way, fingerprint)
   self.channel, self.way, self.fingerprint = channel, way, fingerprint
-  self.transport:keep_loop(false)
-  self.opened(self)
+  self.pause = FIRST_PAUSE
+  count(self, 0)
+  if self.opened then self.opened(self) end
+  send_queued(self)
+end
+
+-- May a call that was sent be sent again? A GET changes nothing, and a server that ended in order has run all that it had read.
+local function may_repeat(call, name) return name == "EOF" or call.message.verb == "GET" end
+
+local function sort_out(self, name, message)
+  local again = self.queue
+  local sent = {}
+  for _, call in pairs(self.calls) do sent[#sent + 1] = call end
+  table.sort(sent, function(a, b) return a.id < b.id end)
+  self.calls, self.queue = {}, {}
+  for i = #sent, 1, -1 do
+    if self.options.reconnect and not self.ended and may_repeat(sent[i], name) then table.insert(again, 1, table.remove(sent, i)) end
+  end
+  for _, call in ipairs(sent) do finish(self, call, nil, describe(call, message .. "; it may have been run, or not"), name) end
+  return again
+end
+
+-- After a pause, which grows and has jitter so that many clients of one server do not come at once.
+local function reconnect_later(self)
+  if self.waiting then return end
+  self.waiting = core.timer(function()
+    self.waiting = nil
+    if #self.queue > 0 and not self.ended then connect(self) end
+  end)
+  self.waiting:start(self.pause * (0.5 + math.random()))
+  self.pause = math.min(self.pause * 2, LONGEST_PAUSE)
 end
 
 local function on_closed(self, name, message)
-  self.closed = { message = message, name = name }
-  if self.opened then self.opened(nil, message, name) end
-  local calls = self.calls
-  self.calls, self.pending, busy[self] = {}, 0, nil
-  for _, call in pairs(calls) do
-    call.done(nil, ("%s %s: %s"):format(call.verb, call.resource, message), name)
+  local was_open = self.channel ~= nil
+  self.lost = { message = message, name = name }
+  self.transport, self.channel = nil, nil
+  if self.opened then return self.opened(nil, message, name) end
+  local again = sort_out(self, name, message)
+  if FINAL[name] or self.ended or not self.options.reconnect then
+    for _, call in ipairs(again) do finish(self, call, nil, describe(call, message), name) end
+    return
   end
-  self.timer:stop()
+  self.queue = again
+  if #again == 0 then return end
+  if was_open then
+    connect(self)
+  else
+    reconnect_later(self)
+  end
 end
 
-local function submit(self, verb, resource, body, timeout, done)
-  if self.closed then
-    done(nil, ("%s %s: %s"):format(verb, resource, self.closed.message), self.closed.name)
-    return
+-- What the transport calls does not keep a client alive that everybody else has forgotten; calls under way do.
+local function transport_options(self)
+  local options = self.options
+  local weak = setmetatable({ client = self }, { __mode = "v" })
+  local function on(handler)
+    return function(...)
+      if weak.client then handler(weak.client, ...) end
+    end
   end
-  local id = self.last_id + 1
-  self.last_id = id
+  return {
+    host = options.host, port = options.port, user = options.user or os.getenv "USER",
+    timeout = self.timeout, keepalive = options.keepalive, accept_new = options.accept_new,
+    known_hosts = options.known_hosts ~= false and (options.known_hosts or identity.home "known_hosts") or nil,
+    max_message_bytes = options.max_message_bytes, max_packed_bytes = options.max_packed_bytes,
+    max_request_bytes = options.max_request_bytes, max_depth = options.max_depth,
+    message = on(on_message), closed = on(on_closed), open = on(on_open),
+  }
+end
+
+local function dial(self)
+  local transport = transport_options(self)
+  if self.options.ssh then return ssh(transport, self.options) end
+  local message, name
+  transport.keys, message, name = identity.load(self.options.client_keys, self.options.passphrase)
+  if not transport.keys then return nil, message, name end
+  return core.dial(transport)
+end
+
+function connect(self)
+  local transport, message, name = dial(self)
+  self.transport = transport
+  if not transport then return on_closed(self, name, message) end
+  count(self, 0)
+end
+
+-- What a person calls -------------------------------------------------------------------------------------------------------------------
+
+local Call = {}
+Call.__index = Call
+
+--- Gives a call up: its callback gets nil, message, `ECANCELED`, and the server is told.
+function Call:cancel()
+  withdraw(self.client, self)
+  finish(self.client, self, nil, describe(self, "cancelled"), "ECANCELED")
+end
+
+-- In an endpoint that has a deadline, no call outlasts it.
+local function effective_timeout(self, options)
+  local own, left = options and options.timeout or self.timeout, core.remaining()
+  return left and math.min(own, left) or own
+end
+
+local function new_call(self, verb, resource, body, options, done)
+  self.last_id = self.last_id + 1
   if body == nil and (verb == "STORE" or verb == "UPDATE") then body = core.json.null end
-  local ok, message, name = self.channel:send { id = id, verb = verb, resource = resource, body = body }
-  if not ok then
-    done(nil, ("%s %s: %s"):format(verb, resource, message), name)
-    return
-  end
-  uv.update_time()
-  local call = { id = id, verb = verb, resource = resource, timeout = timeout, due = uv.now() + math.ceil(timeout * 1000), done = done }
-  self.calls[id] = call
-  self.pending = self.pending + 1
-  if self.pending == 1 then
-    busy[self] = true
-    self.transport:keep_loop(true)
-  end
-  self:watch(call.due)
+  return setmetatable({
+    client = self, id = self.last_id, timeout = effective_timeout(self, options), done = done,
+    message = { id = self.last_id, verb = verb, resource = resource, body = body },
+  }, Call)
+end
+
+local function check_call(method, verb, resource)
+  if type(verb) ~= "string" then error(("client:%s: the verb must be a string, such as \"GET\""):format(method), 3) end
+  if type(resource) ~= "string" then error(("client:%s: the resource must be a string, such as \"/hello\""):format(method), 3) end
 end
 
 --- Calls an endpoint.
@@ -165,18 +261,23 @@ end
 -- @tparam string resource `/hello`, `/search?q=lua`
 -- @param[opt] body any value that JSON can hold
 -- @tparam[opt] table options `timeout` in seconds; `callback`, as for `Client:get`
--- @treturn ?table the response: `code`, `body`, `id`, `request_id`; nil where none came
+-- @treturn ?table the response: `code`, `body`, `id`, `request_id`; nil where none came. With a callback: the call, which has a
+-- method `cancel`
 -- @treturn ?string message
 -- @treturn ?string name: `ETIMEDOUT`, `ECONNRESET`, `EJSON` (the body has no JSON form), …
 function Client:call(verb, resource, body, options)
-  if type(verb) ~= "string" then error("client:call: the verb must be a string, such as \"GET\"", 2) end
-  if type(resource) ~= "string" then error("client:call: the resource must be a string, such as \"/hello\"", 2) end
-  local timeout, callback = options and options.timeout or self.timeout, options and options.callback
+  check_call("call", verb, resource)
+  local callback = options and options.callback
   if callback then
-    submit(self, verb, resource, body, timeout, function(...) task.spawn(callback, ...) end)
-    return
+    local call = new_call(self, verb, resource, body, options, function(...) task.spawn(callback, ...) end)
+    submit(self, call)
+    return call
   end
-  return wait(function(resume) submit(self, verb, resource, body, timeout, resume) end)
+  return task.wait(function(resume)
+    local call = new_call(self, verb, resource, body, options, resume)
+    submit(self, call)
+    return function() call:cancel() end
+  end)
 end
 
 local function method(verb)
@@ -188,8 +289,9 @@ local function method(verb)
   end
 end
 
---- Calls an endpoint with GET. With a callback it returns at once, and the callback gets what the call would have returned; without, it
--- waits: in an endpoint or in `korv.spawn` others are served meanwhile, where no loop runs it runs the loop, and in a luv callback it raises.
+--- Calls an endpoint with GET. With a callback it returns at once, and the callback gets what the call would have returned. Without, it
+-- waits: in an endpoint or in `korv.spawn` others are served meanwhile, where no loop runs it runs the loop, in a luv callback it
+-- raises.
 -- @function Client:get
 -- @tparam string resource
 -- @param[opt] body
@@ -199,67 +301,54 @@ Client.get = method "GET"
 
 --- Calls an endpoint with STORE; see `Client:get`.
 -- @function Client:store
--- @tparam string resource
--- @param[opt] body
--- @tparam[opt] function callback
--- @treturn ?table
 Client.store = method "STORE"
 
 --- Calls an endpoint with UPDATE; see `Client:get`.
 -- @function Client:update
--- @tparam string resource
--- @param[opt] body
--- @tparam[opt] function callback
--- @treturn ?table
 Client.update = method "UPDATE"
 
 --- Calls an endpoint with DELETE; see `Client:get`.
 -- @function Client:delete
--- @tparam string resource
--- @param[opt] body
--- @tparam[opt] function callback
--- @treturn ?table
 Client.delete = method "DELETE"
 
---- Ends the connection. Calls under way return nil, message, `ECLOSED`.
+--- Calls an endpoint and takes what it sends item by item, on a channel of its own: a slow reader delays only itself. Leaving the loop
+-- cancels the endpoint.
+-- @tparam string verb
+-- @tparam string resource
+-- @param[opt] body
+-- @tparam[opt] table|function options `timeout` in seconds, for all of it (default: none); `callback`, which is called with each item, and
+-- at the end with nil; or the callback itself
+-- @return an iterator for a generic `for`: an item, or at last false, message and name where the stream failed or was answered with
+-- another code than 2xx (`ESTATUS`). With a callback: the stream, which has a method `cancel`
+-- @usage for item, problem in client:stream("GET", "/ticks") do print(problem or item) end
+function Client:stream(verb, resource, body, options)
+  check_call("stream", verb, resource)
+  if type(options) == "function" then options = { callback = options } end
+  local request = new_call(self, verb, resource, body, nil, nil).message
+  request.stream = true
+  request.timeout = options and options.timeout or nil
+  local opened = stream.open(request, {
+    way = self.way, transport = self.channel and self.transport, lost = self.lost,
+    begun = function() count(self, 1) end, ended = function() count(self, -1) end,
+  })
+  if options and options.callback then return stream.deliver(opened, options.callback) end
+  return stream.next, opened, nil, opened
+end
+
+--- Ends the connection for good. Calls under way return nil, message, `ECLOSED`.
 function Client:close()
-  if self.transport and not self.closed then self.transport:close() end
+  self.ended = true
+  self.lost = { message = "the client was closed", name = "ECLOSED" }
+  if self.waiting then self.waiting:stop() end
+  if self.transport then
+    self.transport:close()
+  else
+    on_closed(self, "ECLOSED", "the client was closed")
+  end
 end
 
 Client.__close = Client.close
 Client.__gc = Client.close
-
--- Connecting ------------------------------------------------------------------------------------------------------------------------
-
--- What the transport calls does not keep a client alive that everybody else has forgotten; calls under way do.
-local function transport_options(self, options)
-  local weak = setmetatable({ client = self }, { __mode = "v" })
-  local function on(handler)
-    return function(...)
-      if weak.client then handler(weak.client, ...) end
-    end
-  end
-  return {
-    host = options.host, port = options.port, user = options.user or os.getenv "USER", timeout = self.timeout,
-    accept_new = options.accept_new, known_hosts = options.known_hosts ~= false and (options.known_hosts or home "known_hosts") or nil,
-    max_message_bytes = options.max_message_bytes, max_packed_bytes = options.max_packed_bytes,
-    max_request_bytes = options.max_request_bytes, max_depth = options.max_depth,
-    message = on(on_message), closed = on(on_closed), open = on(on_open),
-  }
-end
-
-local function connect(self, options)
-  local transport = transport_options(self, options)
-  if options.ssh then return ssh(transport, options) end
-  local message, name
-  if options.client_keys then
-    transport.keys, message, name = load_keys(options.client_keys, options.passphrase)
-  else
-    transport.keys, message, name = load_default_keys(options.passphrase)
-  end
-  if not transport.keys then return nil, message, name end
-  return core.dial(transport)
-end
 
 --- Connects, checks the host's key, logs in. Waits as `Client:get` does.
 -- @tparam table options
@@ -270,25 +359,32 @@ end
 -- - `accept_new` an unknown host's key is added to that file (false)
 -- - `ssh` runs the user's own ssh as transport, with its configuration, agent and jump hosts (false)
 -- - `timeout` seconds for connecting and for each call (30)
+-- - `keepalive` seconds of silence after which the server is asked for a sign of life; after three times that it is given up
+--   (60; 0: never)
+-- - `reconnect` a lost connection is made again as soon as there is a call to send; sent again are calls that were not sent yet, those
+--   that a server which ended in order did not run, and GETs; others return nil and a message that says which (false)
 -- - `max_packet_size` accepted for the first korv's sake
 -- - `max_message_bytes`, `max_packed_bytes`, `max_request_bytes` (16 MiB), `max_depth` (128): limits of one message
--- @function korv.client
 -- @treturn ?Client
 -- @treturn ?string message
 -- @treturn ?string name: `EHOSTKEY` (unknown host), `EHOSTKEYCHANGED`, `EAUTH` (no key is let in), `ECONNREFUSED`, `ETIMEDOUT`, …
 local function new(options)
   check_options(options)
-  local self = setmetatable({ calls = {}, pending = 0, last_id = 0, due = math.huge, timeout = options.timeout or TIMEOUT }, Client)
+  local self = setmetatable({
+    options = options, timeout = options.timeout or TIMEOUT, pause = FIRST_PAUSE,
+    calls = {}, queue = {}, live = {}, pending = 0, last_id = 0, due = math.huge,
+  }, Client)
   local weak = setmetatable({ client = self }, { __mode = "v" })
-  self.timer = core.timer(function() end_late_calls(weak.client) end)
-  return wait(function(resume)
+  self.timer = core.timer(function()
+    if weak.client then end_late_calls(weak.client) end
+  end)
+  return task.wait(function(resume)
     self.opened = function(...)
       self.opened = nil
       resume(...)
     end
-    local transport, message, name = connect(self, options)
-    if not transport then resume(nil, message, name) end
-    self.transport = transport
+    connect(self)
+    return function() self:close() end
   end)
 end
 

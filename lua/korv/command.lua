@@ -20,7 +20,8 @@ local function add_serve(parser)
   serve:argument("script", "A script, or a folder that stands for its *.lua."):args "+"
   serve:option("--host", "The address to listen on (default: all interfaces, IPv6 and IPv4)."):argname "ADDR"
   serve:option("--port", "The port; 0 takes a free one (default: 8022)."):argname "N":convert(tonumber)
-  serve:option("--host-key", "A host key; made where it is missing (default: ssh_host_ed25519_key). May be given again."):argname "FILE":count "*"
+  serve:option("--host-key", "A host key; made where it is missing (default: ssh_host_ed25519_key). May be given again.")
+    :argname "FILE":count "*"
   serve:option("--authorized-keys", "Who may log in (default: authorized_keys)."):argname "FILE"
   serve:epilog [[
 Example:

@@ -56,6 +56,9 @@ local korv = {
   -- @function spawn
   -- @tparam function fn
   -- @param ...
+  --- Runs a program while others are served; see `korv.exec`.
+  exec = require "korv.exec",
+
   spawn = task.spawn,
 
   --- Waits for a callback; see `korv.task.await`.

@@ -15,7 +15,8 @@ local OPTIONS = {
   host = "string", port = "number", host_keys = "table", authorized_client_keys = "string", passphrase = "string",
   tracebacks = "boolean", json = "table", max_packet_size = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
-  max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", timeout = "number", max_queued_bytes = "number", max_connections = "number", max_unauthenticated = "number",
+  timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
+  max_connections = "number", max_unauthenticated = "number",
   max_channels = "number", max_auth_attempts = "number", login_timeout = "number", keepalive = "number",
 }
 
@@ -160,7 +161,7 @@ end
 function Server:listen()
   if self.core then error("server:listen: it listens already", 2) end
   local options = { keys = self.keys, request = Request, authorize = authorizer(self.authorized), closed = closed,
-                    failed = failures(self), handler = with_codec(self.options.json, self.app:handler()) }
+                    failed = failures(self), handler = with_codec(self.options.json, self.app:handler(core.deadline)) }
   for name in pairs(OPTIONS) do
     if options[name] == nil then options[name] = self.options[name] end
   end

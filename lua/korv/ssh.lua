@@ -89,6 +89,17 @@ function Transport:close()
   end_with(self, "ECLOSED", "the client was closed")
 end
 
+--- Stops or goes on reading.
+-- @tparam boolean on
+function Transport:pause(on)
+  if self.over then return end
+  if on then
+    self.stdout:read_stop()
+  else
+    self:listen()
+  end
+end
+
 local function spawn(self, given)
   local process, problem = uv.spawn("ssh", { args = arguments(self.options, given), stdio = { self.stdin, self.stdout, self.errors } },
     function()
@@ -100,24 +111,29 @@ local function spawn(self, given)
   return true
 end
 
+function Transport:listen()
+  self.stdout:read_start(function(problem, bytes) on_stdout(self, problem, bytes) end)
+end
+
 -- ssh does not say when it has connected. So we send a message without a field, which runs nothing and is refused, and the refusal
 -- tells that the server is there.
 local function begin(self)
-  self.stdout:read_start(function(problem, bytes) on_stdout(self, problem, bytes) end)
+  self:listen()
   self.errors:read_start(function(_, bytes)
     if bytes then self.stderr = (self.stderr .. bytes):sub(-STDERR_BYTES) end
   end)
-  self.stdin:write "{}\n"
+  if not self.opened then self.stdin:write "{}\n" end
 end
 
 --- Starts ssh.
--- @tparam table options as for the core's dial: `host`, `port`, `timeout`, `accept_new`, and the functions `open`, `message`, `closed`
+-- @tparam table options as for the core's dial: `timeout` and the functions `open`, `message`, `closed`
 -- @tparam table given the options as the user gave them: what is not there is left to ssh's configuration
+-- @tparam[opt] boolean opened whether the server is known to be there: then it is not asked
 -- @treturn ?Transport
 -- @treturn ?string message
 -- @treturn ?string name
-return function(options, given)
-  local self = setmetatable({ options = options, stderr = "", reader = core.reader(options) }, Transport)
+local function start(options, given, opened)
+  local self = setmetatable({ options = options, given = given, opened = opened, stderr = "", reader = core.reader(options) }, Transport)
   self.stdin, self.stdout, self.errors = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
   self.handles = { self.stdin, self.stdout, self.errors }
   local ok, message, name = spawn(self, given)
@@ -128,3 +144,16 @@ return function(options, given)
   begin(self)
   return self
 end
+
+--- A channel beside this one: another ssh, which shares the connection where the user's configuration says so (ControlMaster).
+-- @tparam function message called with each message
+-- @tparam function closed called at its end
+-- @treturn ?Transport
+-- @treturn ?string message
+-- @treturn ?string name
+function Transport:channel(message, closed)
+  local options = setmetatable({ message = message, closed = closed }, { __index = self.options })
+  return start(options, self.given, true)
+end
+
+return start

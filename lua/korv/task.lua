@@ -37,6 +37,19 @@ function task.await(begin)
   return core.wait(this, type(undo) == "function" and undo or nil)
 end
 
+--- Like `await`, but where no loop runs it runs the loop until there is an answer. In a luv callback it raises.
+-- @tparam function begin
+-- @return what `resume` was called with
+function task.wait(begin)
+  local here, why = core.here()
+  if here then return task.await(begin) end
+  if uv.loop_mode() then error("cannot wait here: " .. why, 3) end
+  local results
+  begin(function(...) results = results or table.pack(...) end)
+  while not results do uv.run "once" end
+  return table.unpack(results, 1, results.n)
+end
+
 --- Waits.
 -- @function sleep
 -- @tparam number seconds with a fraction; 0 lets everybody else have a turn

@@ -149,6 +149,7 @@ static void set_deadline(request *r, double seconds) {
   if (!(seconds > 0) || (r->deadline && seconds >= r->seconds)) return;
   if (r->deadline) timer_stop(r->deadline);
   r->seconds = seconds;
+  r->due_ms = uv_now(r->server->hub->loop) + (uint64_t)(seconds * 1000);
   r->deadline = timer_start(r->server->hub, seconds, on_deadline, r, 0);
 }
 
@@ -336,6 +337,17 @@ static int send_(lua_State *L) {
   return r->stream ? send_item(L, r) : gather_item(L, r);
 }
 
+/* remaining() -> seconds | nil: what is left to the request whose endpoint calls this. */
+static int remaining(lua_State *L) {
+  hub *h = hub_get(L);
+  const host_task *running = host_task_running(h->host);
+  const request *r = running ? host_task_owner(running, on_done) : NULL;
+  if (!r || !r->deadline) return 0;
+  uint64_t now = uv_now(h->loop);
+  lua_pushnumber(L, r->due_ms > now ? (double)(r->due_ms - now) / 1000 : 0.001);
+  return 1;
+}
+
 /* deadline(request, seconds): it ends with 504 after so many seconds, unless it has to earlier. */
 static int deadline(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
@@ -345,6 +357,6 @@ static int deadline(lua_State *L) {
 }
 
 void request_open(lua_State *L) {
-  static const luaL_Reg functions[] = {{"send", send_}, {"deadline", deadline}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"send", send_}, {"deadline", deadline}, {"remaining", remaining}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

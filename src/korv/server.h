@@ -20,6 +20,7 @@ typedef struct request {
   const void *table; /* the Lua table's address: it lives as long as the task, at the bottom of its stack */
   timer *deadline;   /* NULL: none */
   double seconds;    /* the deadline's */
+  uint64_t due_ms;   /* the same, on the loop's clock */
   int cancel_code;   /* why it was cancelled: 499, 504; 0: it was not */
   bool stream;       /* items go out as they come */
   bool sent;         /* an item was sent or gathered */
