@@ -40,11 +40,15 @@ end
 
 local busy = {} -- luacheck: ignore 241 (the clients with calls under way are not collected)
 
--- The connection keeps the loop running while somebody waits for something on it.
+-- The connection and its timer keep the loop running while somebody waits for something on it.
 local function count(self, change)
   self.pending = self.pending + change
   busy[self] = self.pending > 0 or nil
   if self.transport then self.transport:keep_loop(self.pending > 0) end
+  if self.pending == 0 then
+    self.timer:stop()
+    self.due = math.huge
+  end
 end
 
 local function finish(self, call, ...)
@@ -96,7 +100,7 @@ local function send(self, call)
   if ok then
     self.calls[call.id] = call
   else
-    finish(self, call, nil, describe(call, message), name)
+    finish(self, call, nil, describe(call, (message:gsub("^request%.", ""))), name)
   end
 end
 
@@ -156,7 +160,8 @@ local function sort_out(self, name, message)
   for i = #sent, 1, -1 do
     if self.options.reconnect and not self.ended and may_repeat(sent[i], name) then table.insert(again, 1, table.remove(sent, i)) end
   end
-  for _, call in ipairs(sent) do finish(self, call, nil, describe(call, message .. "; it may have been run, or not"), name) end
+  if not self.ended then message = message .. "; it may have been run, or not" end
+  for _, call in ipairs(sent) do finish(self, call, nil, describe(call, message), name) end
   return again
 end
 
@@ -251,9 +256,24 @@ local function new_call(self, verb, resource, body, options, done)
   }, Call)
 end
 
-local function check_call(method, verb, resource)
+local CALL_OPTIONS = { timeout = "number", callback = "function" }
+
+local function check_call_options(method, options)
+  if options == nil then return end
+  if type(options) ~= "table" then error(("client:%s: options must be a table, such as { timeout = 5 }"):format(method), 4) end
+  for name, value in pairs(options) do
+    local wanted = CALL_OPTIONS[name]
+    if not wanted then error(("client:%s: unknown option '%s'"):format(method, tostring(name)), 4) end
+    if type(value) ~= wanted or wanted == "number" and not (value > 0) then
+      error(("client:%s: %s must be a %s, not %s"):format(method, name, wanted == "number" and "positive number" or wanted, tostring(value)), 4)
+    end
+  end
+end
+
+local function check_call(method, verb, resource, options)
   if type(verb) ~= "string" then error(("client:%s: the verb must be a string, such as \"GET\""):format(method), 3) end
   if type(resource) ~= "string" then error(("client:%s: the resource must be a string, such as \"/hello\""):format(method), 3) end
+  check_call_options(method, options)
 end
 
 --- Calls an endpoint.
@@ -266,7 +286,7 @@ end
 -- @treturn ?string message
 -- @treturn ?string name: `ETIMEDOUT`, `ECONNRESET`, `EJSON` (the body has no JSON form), …
 function Client:call(verb, resource, body, options)
-  check_call("call", verb, resource)
+  check_call("call", verb, resource, options)
   local callback = options and options.callback
   if callback then
     local call = new_call(self, verb, resource, body, options, function(...) task.spawn(callback, ...) end)
@@ -301,14 +321,26 @@ Client.get = method "GET"
 
 --- Calls an endpoint with STORE; see `Client:get`.
 -- @function Client:store
+-- @tparam string resource
+-- @param[opt] body
+-- @tparam[opt] function callback
+-- @treturn ?table
 Client.store = method "STORE"
 
 --- Calls an endpoint with UPDATE; see `Client:get`.
 -- @function Client:update
+-- @tparam string resource
+-- @param[opt] body
+-- @tparam[opt] function callback
+-- @treturn ?table
 Client.update = method "UPDATE"
 
 --- Calls an endpoint with DELETE; see `Client:get`.
 -- @function Client:delete
+-- @tparam string resource
+-- @param[opt] body
+-- @tparam[opt] function callback
+-- @treturn ?table
 Client.delete = method "DELETE"
 
 --- Calls an endpoint and takes what it sends item by item, on a channel of its own: a slow reader delays only itself. Leaving the loop
@@ -322,8 +354,8 @@ Client.delete = method "DELETE"
 -- another code than 2xx (`ESTATUS`). With a callback: the stream, which has a method `cancel`
 -- @usage for item, problem in client:stream("GET", "/ticks") do print(problem or item) end
 function Client:stream(verb, resource, body, options)
-  check_call("stream", verb, resource)
   if type(options) == "function" then options = { callback = options } end
+  check_call("stream", verb, resource, options)
   local request = new_call(self, verb, resource, body, nil, nil).message
   request.stream = true
   request.timeout = options and options.timeout or nil
@@ -365,6 +397,7 @@ Client.__gc = Client.close
 --   that a server which ended in order did not run, and GETs; others return nil and a message that says which (false)
 -- - `max_packet_size` accepted for the first korv's sake
 -- - `max_message_bytes`, `max_packed_bytes`, `max_request_bytes` (16 MiB), `max_depth` (128): limits of one message
+-- @function korv.client
 -- @treturn ?Client
 -- @treturn ?string message
 -- @treturn ?string name: `EHOSTKEY` (unknown host), `EHOSTKEYCHANGED`, `EAUTH` (no key is let in), `ECONNREFUSED`, `ETIMEDOUT`, …

@@ -52,13 +52,16 @@ local korv = {
   --- Writes to the server's log; see `korv.log`.
   log = log,
 
+  --- Runs a program while others are served; see `korv.exec`.
+  -- @function exec
+  -- @tparam {string,...} argv
+  -- @tparam[opt] table options
+  exec = require "korv.exec",
+
   --- Runs a function in a coroutine of its own; see `korv.task.spawn`.
   -- @function spawn
   -- @tparam function fn
   -- @param ...
-  --- Runs a program while others are served; see `korv.exec`.
-  exec = require "korv.exec",
-
   spawn = task.spawn,
 
   --- Waits for a callback; see `korv.task.await`.

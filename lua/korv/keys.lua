@@ -186,12 +186,12 @@ local function how_to_fill(path) return "add one with `cat ~/.ssh/id_ed25519.pub
 local function read(path)
   local file, message, errno = io.open(path, "rb")
   if not file then
-    if errno == 2 then return nil, ("%s does not exist, so nobody could log in; %s"):format(path, how_to_fill(path)), "missing" end
-    return nil, message, "unreadable"
+    if errno == 2 then return nil, ("%s does not exist, so nobody could log in; %s"):format(path, how_to_fill(path)), "ENOENT" end
+    return nil, message, "EACCES"
   end
   local text, why = file:read("a")
   file:close()
-  if not text then return nil, ("%s: %s"):format(path, why), "unreadable" end
+  if not text then return nil, ("%s: %s"):format(path, why), "EACCES" end
   return text
 end
 
@@ -204,9 +204,9 @@ local function admit(set, entry, fingerprint)
 end
 
 local function no_key(path, problems)
-  if #problems == 0 then return ("%s holds no key, so nobody could log in; %s"):format(path, how_to_fill(path)), "empty" end
+  if #problems == 0 then return ("%s holds no key, so nobody could log in; %s"):format(path, how_to_fill(path)), "ENOKEY" end
   local more = #problems > 1 and (" (and %d more like it)"):format(#problems - 1) or ""
-  return ("no key can be used, so nobody could log in: %s%s"):format(problems[1], more), "refused"
+  return ("no key can be used, so nobody could log in: %s%s"):format(problems[1], more), "ENOKEY"
 end
 
 --- Reads an authorized_keys file.
@@ -215,7 +215,7 @@ end
 -- @treturn ?table fingerprints to `{ name, type, line, options }` (`name` is the key's comment), and under `problems` the list of
 -- those. nil where not one key can log in
 -- @treturn ?string message
--- @treturn ?string name: `missing`, `unreadable`, `empty`, or `refused` (there are keys, none of which can be used)
+-- @treturn ?string name: `ENOENT`, `EACCES`, or `ENOKEY` (there is no key, or none that can be used)
 function keys.load(path, fingerprint)
   local text, message, name = read(path)
   if not text then return nil, message, name end

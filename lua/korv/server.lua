@@ -187,6 +187,7 @@ function Server:start()
   end
   uv.run()
   for _, signal in ipairs(signals) do signal:close() end
+  uv.run "nowait" -- luv does not survive the end of a program with handles that are half closed
   return true
 end
 

@@ -87,6 +87,7 @@ end
 function Transport:close()
   if self.process and not self.process:is_closing() then self.process:kill "sigterm" end
   end_with(self, "ECLOSED", "the client was closed")
+  if not uv.loop_mode() then uv.run "nowait" end -- luv does not survive the end of a program with handles that are half closed
 end
 
 --- Stops or goes on reading.

@@ -43,7 +43,7 @@ end
 function task.wait(begin)
   local here, why = core.here()
   if here then return task.await(begin) end
-  if uv.loop_mode() then error("cannot wait here: " .. why, 3) end
+  if uv.loop_mode() then error("cannot wait here: " .. why, 2) end -- those who call this do so by tail calls
   local results
   begin(function(...) results = results or table.pack(...) end)
   while not results do uv.run "once" end

@@ -8,12 +8,12 @@
 #include <errno.h>
 #include <lauxlib.h>
 #include <lualib.h>
-#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,32 +21,28 @@
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
 
-enum { TICKS = 16 }; /* in a limit: it is overdrawn by two of them at most */
-
-#define SECOND_NS INT64_C(1000000000)
+enum { TICKS = 16, SECOND_NS = 1000000000, LEAST_TICK_NS = SECOND_NS / 1000 }; /* TICKS in a limit: two at most are added to it */
 
 struct watchdog {
-  /* What the signal handler sees change under it; a plain store each. */
+  /* What the signal handler and the rest both see. */
   watchdog_run *volatile inner; /* NULL: nothing runs */
   volatile unsigned number;     /* of the outermost run */
-  volatile unsigned stopped;    /* the number of the run that is to end */
   volatile int64_t limit_ns;
+  volatile bool stopped; /* what runs is to end */
 
   /* The handler's own: when it first saw which number. */
   unsigned seen;
   int64_t seen_ns;
 
-  unsigned grace; /* the number under which a stopped run's coroutines are closed */
-  bool traced;    /* the user value is the traceback of the coroutine where it was stopped */
+  bool grace;  /* the coroutines of a stopped run are being closed, in a limit of their own */
+  bool traced; /* the user value is the traceback of the coroutine where it was stopped */
   bool has_timer;
   timer_t timer;
   lua_CFunction resume, close; /* the stock ones */
-  char place[LUA_IDSIZE + 16]; /* "app.lua:12", where it was stopped; "": it was in no Lua function */
+  char place[LUA_IDSIZE + 16]; /* "app.lua:12", where it was stopped; "": in no Lua function */
 };
 
 static const char WATCHDOG; /* its address is the key in the registry */
-
-static bool is_stopped(const watchdog *w) { return w->stopped == w->number; }
 
 /* ---- what runs ----------------------------------------------------------------------------------------------------------------------- */
 
@@ -60,8 +56,9 @@ void watchdog_enter(watchdog *w, watchdog_run *run, lua_State *L) {
 
 bool watchdog_leave(watchdog *w, const watchdog_run *run) {
   w->inner = run->outer; /* first, so that the answer below is the last one */
-  if (!is_stopped(w)) return false;
+  if (!w->stopped) return false;
   lua_sethook(run->L, NULL, 0, 0);
+  if (!run->outer) w->stopped = w->grace = false;
   return true;
 }
 
@@ -88,21 +85,21 @@ static void note_place(watchdog *w, lua_State *L) {
 
 /* Ends what runs on L. A yield leaves every pcall behind. Where a C function is in the way of that it gets an error, as does whatever
  * catches this, until it has gone. Lua takes this one error for its own and asks no message handler, which might loop. */
-static int end(watchdog *w, lua_State *L) {
+static int break_off(watchdog *w, lua_State *L) {
   note_place(w, L);
   if (lua_isyieldable(L)) return lua_yield(L, 0);
   lua_pushliteral(L, "not enough memory");
   return lua_error(L);
 }
 
-/* At every instruction. A coroutine that was made while its maker was hooked has inherited the hook, and may run it when all is well. */
+/* At every instruction. A coroutine that was made while its maker was hooked has inherited the hook, and may run when all is well. */
 static void on_instruction(lua_State *L, lua_Debug *ar) {
   (void)ar;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &WATCHDOG);
   watchdog *w = lua_touserdata(L, -1);
   lua_pop(L, 1);
-  if (w->inner && is_stopped(w))
-    end(w, L);
+  if (w->stopped)
+    break_off(w, L);
   else
     lua_sethook(L, NULL, 0, 0);
 }
@@ -124,16 +121,16 @@ void watchdog_push_message(const watchdog *w, lua_State *L) {
 static int64_t cpu_ns(void) {
   struct timespec t;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return t.tv_sec * SECOND_NS + t.tv_nsec;
+  return (int64_t)t.tv_sec * SECOND_NS + t.tv_nsec;
 }
 
 /* Again at each tick: app code may have taken the hook away, or gone on to a coroutine that was not in the chain. */
 static void stop(watchdog *w) {
-  if (!is_stopped(w) && w->number != w->grace) {
+  if (!w->stopped && !w->grace) {
     w->place[0] = '\0';
     w->traced = false;
   }
-  w->stopped = w->number;
+  w->stopped = true;
   for (watchdog_run *run = w->inner; run; run = run->outer) lua_sethook(run->L, on_instruction, LUA_MASKCOUNT, 1);
 }
 
@@ -143,13 +140,13 @@ static void look(watchdog *w) {
   if (w->number != w->seen) {
     w->seen = w->number;
     w->seen_ns = now_ns;
-  } else if (is_stopped(w) || now_ns - w->seen_ns >= w->limit_ns) {
+  } else if (w->stopped || now_ns - w->seen_ns >= w->limit_ns) {
     stop(w);
   }
 }
 
-static void on_signal(int signal, siginfo_t *info, void *context) {
-  (void)signal, (void)context;
+static void on_signal(int number, siginfo_t *info, void *context) {
+  (void)number, (void)context;
   int kept = errno;
   if (info->si_code == SI_TIMER) look(info->si_value.sival_ptr);
   errno = kept;
@@ -157,12 +154,13 @@ static void on_signal(int signal, siginfo_t *info, void *context) {
 
 static int tick_signal; /* of the process; 0: none could be had */
 
-/* The first that nobody handles. Low ones are for what a program starts itself, the last one is valgrind's. */
+/* The first that nobody handles. The lowest are what programs choose for themselves, the highest is valgrind's. */
 static void choose_signal(void) {
   struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK}, old;
   sigemptyset(&action.sa_mask);
   for (int s = SIGRTMIN + 3; s < SIGRTMAX && !tick_signal; s++) {
-    if (sigaction(s, NULL, &old) == 0 && old.sa_handler == SIG_DFL && sigaction(s, &action, NULL) == 0) tick_signal = s;
+    bool is_free = sigaction(s, NULL, &old) == 0 && old.sa_handler == SIG_DFL;
+    if (is_free && sigaction(s, &action, NULL) == 0) tick_signal = s;
   }
 }
 
@@ -177,68 +175,149 @@ static int make_timer(watchdog *w) {
   w->has_timer = true;
   sigemptyset(&set);
   sigaddset(&set, tick_signal);
-  return -pthread_sigmask(SIG_UNBLOCK, &set, NULL); /* threads that are not the program's first are often made with all blocked */
+  return -pthread_sigmask(SIG_UNBLOCK, &set, NULL); /* threads are often made with everything blocked */
 }
 
-static struct timespec to_timespec(int64_t ns) { return (struct timespec){.tv_sec = ns / SECOND_NS, .tv_nsec = ns % SECOND_NS}; }
+static void set_ticks(struct itimerspec *ticks, int64_t limit_ns) {
+  int64_t tick_ns = limit_ns / TICKS > LEAST_TICK_NS ? limit_ns / TICKS : LEAST_TICK_NS;
+  ticks->it_value.tv_sec = ticks->it_interval.tv_sec = tick_ns / SECOND_NS;
+  ticks->it_value.tv_nsec = ticks->it_interval.tv_nsec = tick_ns % SECOND_NS;
+}
 
 int watchdog_limit(watchdog *w, double seconds) {
-  static const int64_t LEAST_TICK_NS = SECOND_NS / 1000;
+  struct itimerspec ticks = {{0, 0}, {0, 0}};
   bool on = seconds > 0;
   int rc = on && !w->has_timer ? make_timer(w) : 0;
   if (rc < 0 || !w->has_timer) return rc;
-  w->limit_ns = on ? (int64_t)(fmin(seconds, 1e9) * SECOND_NS) : INT64_MAX;
-  int64_t tick_ns = w->limit_ns / TICKS > LEAST_TICK_NS ? w->limit_ns / TICKS : LEAST_TICK_NS;
-  struct itimerspec ticks = {{0}, {0}};
-  if (on) ticks.it_value = ticks.it_interval = to_timespec(tick_ns);
+  w->limit_ns = on ? (int64_t)((seconds < 1e9 ? seconds : 1e9) * SECOND_NS) : INT64_MAX;
+  if (on) set_ticks(&ticks, w->limit_ns);
   return timer_settime(w->timer, 0, &ticks, NULL) < 0 ? -errno : 0;
 }
 
 /* ---- coroutines of the app's own ------------------------------------------------------------------------------------------------------- */
 
-static bool is_at_rest(lua_State *co) {
+static bool has_frames(lua_State *co) {
   lua_Debug ar;
-  return lua_status(co) != LUA_OK || !lua_getstack(co, 0, &ar);
+  return lua_getstack(co, 0, &ar);
 }
 
-/* False: there is no need to, since nothing is watched or nothing will run. */
-static bool join(watchdog *w, watchdog_run *run, lua_State *co) {
-  if (!w->inner || !is_at_rest(co)) return false;
-  watchdog_enter(w, run, co);
-  return true;
-}
-
-/* Kills a coroutine that was stopped, so that nobody goes on with it in the middle of nowhere. What it holds open is closed first, in a
- * limit that all coroutines of the stopped run share. */
+/* Kills a coroutine that was stopped, so that nobody goes on with it in the middle of nowhere. What it holds open is closed first, in one
+ * limit for all that a run has left. */
 static void discard(watchdog *w, lua_State *L, lua_State *co) {
   watchdog_run run;
-  if (!w->traced) {
+  if (!w->traced && has_frames(co)) {
     luaL_traceback(L, co, NULL, 0);
     lua_setiuservalue(L, lua_upvalueindex(1), 1);
     w->traced = true;
   }
-  if (w->grace != w->number) w->grace = ++w->number;
-  w->stopped = w->number - 1;
+  if (!w->grace) w->number++;
+  w->grace = true;
+  w->stopped = false;
   watchdog_enter(w, &run, co);
   lua_resetthread(co);
   lua_settop(co, 0);
   watchdog_leave(w, &run);
-  w->stopped = w->number;
+  w->stopped = true;
+}
+
+/* Whether co belongs into the chain. Not where nothing is watched, nor where it cannot run now, which the stock functions complain of. */
+static bool joins(const watchdog *w, lua_State *co) {
+  return w->inner && co && (lua_status(co) != LUA_OK || !has_frames(co));
 }
 
 /* Calls a stock function that runs co, the first argument. Where the run was stopped meanwhile it does not return. */
 static int watched(watchdog *w, lua_State *L, lua_State *co, lua_CFunction stock) {
   watchdog_run run;
-  if (!join(w, &run, co)) return stock(L);
-  int nresults = stock(L); /* co is at rest, so that this does not raise */
+  if (!joins(w, co)) return stock(L);
+  watchdog_enter(w, &run, co);
+  int nresults = stock(L);
   if (!watchdog_leave(w, &run)) return nresults;
   lua_settop(L, 1);
   discard(w, L, co);
-  return end(w, L);
+  return break_off(w, L);
 }
 
-static int call_stock(lua_State *L, lua_CFunction (*choose)(const watchdog *w)) {
-  watchdog *w = lua_touserdata(L, lua_upvalueindex(1));
-  lua_State *co = lua_tothread(L, 1);
-  return co ? watched(w, L, co, choose(w)) : choose(w)(L);
+static watchdog *own(lua_State *L) { return lua_touserdata(L, lua_upvalueindex(1)); }
+
+static int resume(lua_State *L) { return watched(own(L), L, lua_tothread(L, 1), own(L)->resume); }
+
+static int close_(lua_State *L) { return watched(own(L), L, lua_tothread(L, 1), own(L)->close); }
+
+/* As watched, for a coroutine that may have died of an error: its status then, the error on top of L. */
+static int bury(watchdog *w, lua_State *L, lua_State *co) {
+  watchdog_run run;
+  int status = lua_status(co);
+  if (status == LUA_OK || status == LUA_YIELD) return status;
+  bool watching = joins(w, co);
+  if (watching) watchdog_enter(w, &run, co);
+  status = lua_resetthread(co);
+  lua_xmove(co, L, 1);
+  if (watching && watchdog_leave(w, &run)) break_off(w, L);
+  return status;
+}
+
+/* What wrap makes. An error goes on to the caller, whose place is put before its text. */
+static int call_wrapped(lua_State *L) {
+  lua_State *co = lua_tothread(L, lua_upvalueindex(2));
+  lua_pushvalue(L, lua_upvalueindex(2));
+  lua_insert(L, 1);
+  int nresults = watched(own(L), L, co, own(L)->resume);
+  if (lua_toboolean(L, -nresults)) return nresults - 1;
+  if (bury(own(L), L, co) != LUA_ERRMEM && lua_type(L, -1) == LUA_TSTRING) {
+    luaL_where(L, 1);
+    lua_insert(L, -2);
+    lua_concat(L, 2);
+  }
+  return lua_error(L);
+}
+
+static int wrap(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_State *co = lua_newthread(L);
+  lua_pushvalue(L, 1);
+  lua_xmove(L, co, 1);
+  lua_pushcclosure(L, call_wrapped, 2);
+  return 1;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------------------------------ */
+
+static void take_stock(watchdog *w, lua_State *L) {
+  lua_pushcfunction(L, luaopen_coroutine);
+  lua_call(L, 0, 1);
+  lua_getfield(L, -1, "resume");
+  lua_getfield(L, -2, "close");
+  w->resume = lua_tocfunction(L, -2);
+  w->close = lua_tocfunction(L, -1);
+  lua_pop(L, 3);
+}
+
+/* The watchdog's userdata is on top of L. */
+static void replace_stock(lua_State *L) {
+  static const luaL_Reg functions[] = {{"resume", resume}, {"wrap", wrap}, {"close", close_}, {NULL, NULL}};
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  if (lua_getfield(L, -1, LUA_COLIBNAME) == LUA_TTABLE) {
+    lua_pushvalue(L, -3);
+    luaL_setfuncs(L, functions, 1);
+  }
+  lua_pop(L, 2);
+}
+
+watchdog *watchdog_open(lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &WATCHDOG);
+  watchdog *w = lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  if (w) return w;
+  w = lua_newuserdatauv(L, sizeof *w, 1);
+  memset(w, 0, sizeof *w);
+  take_stock(w, L);
+  replace_stock(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &WATCHDOG);
+  return w;
+}
+
+void watchdog_close(watchdog *w) {
+  if (w->has_timer) timer_delete(w->timer);
+  w->has_timer = false;
 }

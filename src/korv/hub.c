@@ -12,7 +12,7 @@
 static const char HUB[] = "korv.hub";
 static const char LOG[] = "korv.log";
 
-enum { BURST_BYTES = 4 << 20, REST_MS = 1000 };
+enum { BURST_BYTES = 4 << 20, REST_MS = 1000, AFTER_REST_MS = 2000 };
 
 /* ---- a turn ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -47,7 +47,9 @@ static void stay_awake(hub *h, bool awake) {
 static void on_rest(uv_timer_t *handle) {
   hub *h = (hub *)(void *)((char *)handle - offsetof(hub, rest));
   h->burst_bytes = 0;
+  if (--h->rests) uv_timer_start(&h->rest, on_rest, AFTER_REST_MS, 0); /* what was still on its way out */
   lua_gc(h->L, LUA_GCCOLLECT);
+  wire_codec_trim(h->codec);
   malloc_trim(0);
 }
 
@@ -64,7 +66,9 @@ static void turn(hub *h) {
   lua_settop(h->L, 0);
   h->in_turn = false;
   stay_awake(h, more);
-  if (h->burst_bytes >= BURST_BYTES && !uv_is_active((uv_handle_t *)&h->rest)) uv_timer_start(&h->rest, on_rest, REST_MS, 0);
+  if (h->burst_bytes < BURST_BYTES) return;
+  if (!uv_is_active((uv_handle_t *)&h->rest)) uv_timer_start(&h->rest, on_rest, REST_MS, 0);
+  h->rests = 2;
 }
 
 static bool has_work(const hub *h) { return net_pending(h->net) || host_pending(h->host); }
@@ -239,7 +243,10 @@ hub *hub_get(lua_State *L) {
   return box ? *box : NULL;
 }
 
-hub *hub_open(lua_State *L) {
+void hub_open(lua_State *L) {
+  lua_pushcfunction(L, set_log);
+  lua_setfield(L, -2, "set_log");
+  if (hub_get(L)) return; /* the module is loaded a second time */
   open_luv(L);
   hub **box = lua_newuserdatauv(L, sizeof *box, 0);
   *box = NULL;
@@ -260,7 +267,4 @@ hub *hub_open(lua_State *L) {
   begin_turns(h);
   *box = h;
   lua_setfield(L, LUA_REGISTRYINDEX, HUB);
-  lua_pushcfunction(L, set_log);
-  lua_setfield(L, -2, "set_log");
-  return h;
 }

@@ -32,6 +32,7 @@ typedef struct hub {
   uv_idle_t idle;          /* and no sleep while something is left to do */
   uv_timer_t rest;         /* after a burst: memory is given back when it is quiet */
   size_t burst_bytes;      /* of messages since the last rest */
+  unsigned rests;          /* still to be taken for them */
   LIST_HEAD(, request) requests; /* of all servers, while they are to be answered */
   timer *timers, *spare_timers; /* all, and those not in use */
   unsigned closing_handles;
@@ -40,7 +41,7 @@ typedef struct hub {
   size_t time_len;
 } hub;
 
-hub *hub_open(lua_State *L); /* makes it, or finds it; raises */
+void hub_open(lua_State *L); /* makes it where there is none; the module's table is on top of the stack, it gets set_log; raises */
 hub *hub_get(lua_State *L);
 void hub_poke(hub *h); /* something was queued outside a turn */
 void hub_handle_closed(hub *h);

@@ -124,8 +124,13 @@ void request_orphan(channel *c) {
   while ((r = LIST_FIRST(&c->requests))) {
     LIST_REMOVE(r, link);
     r->channel = NULL;
-    LIST_INSERT_HEAD(&s->orphans, r, link);
-    if (!s->hub->dead) cancel(r, 499);
+    if (s->hub->dead) { /* its coroutine never runs again */
+      wire_buf_free(&r->items);
+      free(r);
+    } else {
+      LIST_INSERT_HEAD(&s->orphans, r, link);
+      cancel(r, 499);
+    }
   }
 }
 

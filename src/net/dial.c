@@ -238,6 +238,10 @@ static int step_kex(net_session *s) {
   return rc;
 }
 
+void net_dial_lost(net_session *s) {
+  net_session_fail(s, "ECONNRESET", "SSH with %s port %d was not to be had: the connection was reset", s->dial->host, s->dial->port);
+}
+
 void net_dial_step(net_session *s) {
   int rc = SSH_OK;
   while (rc == SSH_OK && s->state < SESSION_OPEN) {

@@ -154,6 +154,7 @@ void net_serve_logged_in(net_session *s);
 /* dial.c */
 void net_dial_step(net_session *s);
 void net_dial_step_channels(net_session *s); /* those that are being opened */
+void net_dial_lost(net_session *s); /* the socket is dead */
 void net_dial_cancel(net_session *s); /* stops what dials; the session is closing */
 void net_dial_free(net_session *s);
 

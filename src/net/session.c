@@ -124,16 +124,19 @@ void net_session_note_input(net_session *s) {
   net_session_changed(s);
 }
 
+/* libuv tells a reset or a hang-up as EBADF; libssh, asked once more, may have read why. */
 static void on_poll(uv_poll_t *h, int status, int events) {
   (void)events;
   net_session *s = (net_session *)((char *)h - offsetof(net_session, poll));
   if (s->state >= SESSION_DEAD) return;
-  if (status < 0)
-    net_session_fail(s, "ECONNRESET", "the connection was lost: %s", uv_strerror(status));
-  else if (s->event)
+  if (s->event)
     net_session_pump(s);
   else
     net_dial_step(s);
+  if (status < 0 && s->event)
+    net_session_fail(s, "ECONNRESET", "the connection was reset");
+  else if (status < 0)
+    net_dial_lost(s);
 }
 
 void net_session_mask(net_session *s) {

@@ -19,10 +19,14 @@ wire_codec *wire_codec_new(void) {
   return NULL;
 }
 
-void wire_codec_free(wire_codec *z) {
-  if (!z) return;
+void wire_codec_trim(wire_codec *z) {
   wire_member_free_idle(z);
   wire_buf_free(&z->scratch);
+}
+
+void wire_codec_free(wire_codec *z) {
+  if (!z) return;
+  wire_codec_trim(z);
   libdeflate_free_decompressor(z->inflater);
   libdeflate_free_compressor(z->deflater);
   free(z);

@@ -60,6 +60,7 @@ typedef struct wire_codec wire_codec;
 
 wire_codec *wire_codec_new(void); /* NULL: no memory */
 void wire_codec_free(wire_codec *z); /* its readers are freed before it */
+void wire_codec_trim(wire_codec *z); /* gives back what is kept for the next message; the last one is over then */
 
 /* Finds messages in a stream of bytes. One for each direction of each channel. */
 typedef struct wire_reader wire_reader;
