@@ -42,7 +42,7 @@ local function gather(run, pipe, most, done)
     if chunk then
       bytes = bytes + #chunk
       parts[#parts + 1] = chunk
-      if bytes > most then run:kill(("it wrote more than max_bytes (%d)"):format(most)) end
+      if bytes > most and not run.problem then run:kill(("it wrote more than max_bytes (%d)"):format(most)) end
     else
       close(pipe)
       done(table.concat(parts))
@@ -53,10 +53,13 @@ end
 local Run = {}
 Run.__index = Run
 
--- Ends the program and the wait for it.
+-- Ends the program. What it started itself and left behind may still hold its pipes open: these are not waited for.
 function Run:kill(reason)
   self.problem = self.problem or reason
-  if self.process and not self.process:is_closing() then self.process:kill "sigkill" end
+  if not self.process:is_closing() then self.process:kill "sigkill" end
+  for _, pipe in ipairs(self.pipes) do close(pipe) end
+  self.stdout, self.stderr = self.stdout or "", self.stderr or ""
+  self:settle()
 end
 
 -- Once it has ended and its output is read.
@@ -70,8 +73,8 @@ function Run:settle()
 end
 
 local function start(argv, options, resume)
-  local run = setmetatable({ name = argv[1], resume = resume }, Run)
   local stdin, stdout, stderr = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
+  local run = setmetatable({ name = argv[1], resume = resume, pipes = { stdin, stdout, stderr } }, Run)
   local process, problem, name = uv.spawn(argv[1], {
     args = table.move(argv, 2, #argv, 1, {}), cwd = options.cwd, env = environment(options.env), stdio = { stdin, stdout, stderr },
   }, function(code, signal)
@@ -80,7 +83,7 @@ local function start(argv, options, resume)
     run:settle()
   end)
   if not process then
-    for _, pipe in ipairs { stdin, stdout, stderr } do close(pipe) end
+    for _, pipe in ipairs(run.pipes) do close(pipe) end
     return nil, ("%s: %s"):format(argv[1], problem), name
   end
   run.process = process

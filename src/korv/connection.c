@@ -67,7 +67,7 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
       return false;
     }
   }
-  return !net_channel_paused(nc);
+  return o && !net_channel_paused(nc);
 }
 
 /* ---- events ---------------------------------------------------------------------------------------------------------------------------------- */

@@ -1,6 +1,7 @@
 /* The hub: one for each Lua state. It borrows luv's loop and gives each of its iterations a turn: report what came in, resume what is
  * ready, write what is due. All Lua that korv runs from the loop runs in a turn, protected, on a thread of the hub's own. */
 #include <malloc.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -225,6 +226,12 @@ static luv_handle_t *luv_data(lua_State *L, hub *h) {
   return luv;
 }
 
+/* A program that we write to may end before it has read all: that is an error of the write, not the end of the server. */
+static void ignore_broken_pipes(void) {
+  struct sigaction now;
+  if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
+}
+
 static void open_luv(lua_State *L) {
   lua_getglobal(L, "require");
   lua_pushliteral(L, "luv");
@@ -248,6 +255,7 @@ void hub_open(lua_State *L) {
   lua_setfield(L, -2, "set_log");
   if (hub_get(L)) return; /* the module is loaded a second time */
   open_luv(L);
+  ignore_broken_pipes();
   hub **box = lua_newuserdatauv(L, sizeof *box, 0);
   *box = NULL;
   lua_createtable(L, 0, 1);
