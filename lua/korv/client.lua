@@ -264,8 +264,9 @@ local function check_call_options(method, options)
   for name, value in pairs(options) do
     local wanted = CALL_OPTIONS[name]
     if not wanted then error(("client:%s: unknown option '%s'"):format(method, tostring(name)), 4) end
-    if type(value) ~= wanted or wanted == "number" and not (value > 0) then
-      error(("client:%s: %s must be a %s, not %s"):format(method, name, wanted == "number" and "positive number" or wanted, tostring(value)), 4)
+    if type(value) ~= wanted or wanted == "number" and not (value > 0 and value < math.huge) then
+      local kind = wanted == "number" and "positive number" or wanted
+      error(("client:%s: %s must be a %s, not %s"):format(method, name, kind, tostring(value)), 4)
     end
   end
 end

@@ -61,13 +61,18 @@ static bool is_array(lua_State *L, int index) {
   return array;
 }
 
-/* Every member of the table a is in b. */
-static bool covers(lua_State *L, int a, int b) {
+static int count_members(lua_State *L, int table) {
+  int n = 0;
+  for (lua_pushnil(L); lua_next(L, table); lua_pop(L, 1)) n++;
+  return n;
+}
+
+static bool same_members(lua_State *L, int a, int b) {
+  if (count_members(L, a) != count_members(L, b)) return false;
   for (lua_pushnil(L); lua_next(L, a); lua_pop(L, 2)) {
     lua_pushvalue(L, -2);
     lua_rawget(L, b);
-    bool equal = same(L, lua_gettop(L) - 1, lua_gettop(L));
-    if (!equal) {
+    if (!same(L, lua_gettop(L) - 1, lua_gettop(L))) {
       lua_pop(L, 3);
       return false;
     }
@@ -78,7 +83,7 @@ static bool covers(lua_State *L, int a, int b) {
 bool same(lua_State *L, int a, int b) {
   luaL_checkstack(L, 10, "same");
   if (lua_type(L, a) != lua_type(L, b)) return false;
-  if (lua_istable(L, a)) return is_array(L, a) == is_array(L, b) && covers(L, a, b) && covers(L, b, a);
+  if (lua_istable(L, a)) return is_array(L, a) == is_array(L, b) && same_members(L, a, b);
   if (lua_type(L, a) != LUA_TNUMBER) return lua_rawequal(L, a, b);
   if (lua_isinteger(L, a) || lua_isinteger(L, b)) return lua_isinteger(L, a) && lua_isinteger(L, b) && lua_rawequal(L, a, b);
   double x = lua_tonumber(L, a), y = lua_tonumber(L, b);

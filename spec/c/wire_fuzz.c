@@ -1,7 +1,7 @@
 /* wire, fuzzed: any bytes, cut in any way, give the same messages, and none that is not there. Not built by default:
  *
- *   clang -std=c11 -D_GNU_SOURCE -g -O1 -fsanitize=fuzzer,address,undefined -Isrc spec/c/wire_fuzz.c spec/c/wire_feed.c src/wire/[a-z]*.c \
- *     -ldeflate -lz -o wire_fuzz && ./wire_fuzz -max_len=2000
+ *   clang -std=c11 -D_GNU_SOURCE -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Isrc \
+ *     spec/c/wire_fuzz.c spec/c/wire_feed.c src/wire/[a-z]*.c -ldeflate -lz -o wire_fuzz && ./wire_fuzz -max_len=2000
  *
  * The first byte chooses the limits and how the rest is taken: as it is, or as a raw deflate stream that gets a header and the right
  * trailer, for a fuzzer does not guess checksums. The second byte is the seed of the cuts.
@@ -77,7 +77,7 @@ static bool put_wrapped(wire_buf *b, const uint8_t *data, size_t n) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
   static const size_t SIZES[] = {1, 10, 100, 1 << 20};
   if (!codec) codec = wire_codec_new();
-  if (!codec || n < 2) return 0;
+  if (!codec || n < 3) return 0;
   wire_limits limits = {.message_bytes = SIZES[data[0] & 3], .packed_bytes = 18 + SIZES[data[0] >> 2 & 3]};
   wire_buf in = {0};
   if (!(data[0] & 0x10 && put_wrapped(&in, data + 2, n - 2))) wire_buf_append(&in, data + 2, n - 2);
