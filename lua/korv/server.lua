@@ -77,6 +77,17 @@ local function closed(peer, address, name, reason)
   end
 end
 
+-- Connections that were refused at a limit: one line a second at most, whoever comes as often.
+local function refusals()
+  local count, told = 0, 0
+  return function(address, reason)
+    count = count + 1
+    if uv.now() - told < 1000 then return end
+    log.warn("refused a connection from %s: %s (%d refused since the last such line)", address, reason, count)
+    count, told = 0, uv.now()
+  end
+end
+
 -- What the core asks when an endpoint did not bring an answer.
 local function failures(server)
   local handlers = {}
@@ -161,6 +172,7 @@ end
 function Server:listen()
   if self.core then error("server:listen: it listens already", 2) end
   local options = { keys = self.keys, request = Request, authorize = authorizer(self.authorized), closed = closed,
+                    refused = refusals(),
                     failed = failures(self), handler = with_codec(self.options.json, self.app:handler(core.deadline)) }
   for name in pairs(OPTIONS) do
     if options[name] == nil then options[name] = self.options[name] end

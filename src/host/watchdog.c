@@ -27,8 +27,8 @@ struct watchdog {
   /* What the signal handler and the rest both see. */
   watchdog_run *volatile inner; /* NULL: nothing runs */
   volatile unsigned number;     /* of the outermost run */
+  volatile bool stopped;        /* what runs is to end */
   volatile int64_t limit_ns;
-  volatile bool stopped; /* what runs is to end */
 
   /* The handler's own: when it first saw which number. */
   unsigned seen;
@@ -38,11 +38,18 @@ struct watchdog {
   bool traced; /* the user value is the traceback of the coroutine where it was stopped */
   bool has_timer;
   timer_t timer;
-  lua_CFunction resume, close; /* the stock ones */
+  int64_t tick_ns; /* while nothing has to be stopped; 0: none */
+  lua_CFunction stock_close;
   char place[LUA_IDSIZE + 16]; /* "app.lua:12", where it was stopped; "": in no Lua function */
 };
 
 static const char WATCHDOG; /* its address is the key in the registry */
+
+static int tick_every(const watchdog *w, int64_t tick_ns) {
+  struct timespec tick = {.tv_sec = tick_ns / SECOND_NS, .tv_nsec = tick_ns % SECOND_NS};
+  struct itimerspec ticks = {.it_interval = tick, .it_value = tick};
+  return w->has_timer && timer_settime(w->timer, 0, &ticks, NULL) < 0 ? -errno : 0;
+}
 
 /* ---- what runs ----------------------------------------------------------------------------------------------------------------------- */
 
@@ -58,7 +65,10 @@ bool watchdog_leave(watchdog *w, const watchdog_run *run) {
   w->inner = run->outer; /* first, so that the answer below is the last one */
   if (!w->stopped) return false;
   lua_sethook(run->L, NULL, 0, 0);
-  if (!run->outer) w->stopped = w->grace = false;
+  if (!run->outer) {
+    w->stopped = w->grace = false;
+    tick_every(w, w->tick_ns);
+  }
   return true;
 }
 
@@ -124,11 +134,12 @@ static int64_t cpu_ns(void) {
   return (int64_t)t.tv_sec * SECOND_NS + t.tv_nsec;
 }
 
-/* Again at each tick: app code may have taken the hook away, or gone on to a coroutine that was not in the chain. */
+/* Again and soon, until it has ended: app code may take the hook away, or go on to a coroutine that was not in the chain. */
 static void stop(watchdog *w) {
   if (!w->stopped && !w->grace) {
     w->place[0] = '\0';
     w->traced = false;
+    tick_every(w, LEAST_TICK_NS);
   }
   w->stopped = true;
   for (watchdog_run *run = w->inner; run; run = run->outer) lua_sethook(run->L, on_instruction, LUA_MASKCOUNT, 1);
@@ -154,9 +165,10 @@ static void on_signal(int number, siginfo_t *info, void *context) {
 
 static int tick_signal; /* of the process; 0: none could be had */
 
-/* The first that nobody handles. The lowest are what programs choose for themselves, the highest is valgrind's. */
+/* The first that nobody handles. The lowest are what programs choose for themselves, the highest is valgrind's. Without SA_ONSTACK, which
+ * keeps valgrind from growing the stack for a handler. */
 static void choose_signal(void) {
-  struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK}, old;
+  struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART}, old;
   sigemptyset(&action.sa_mask);
   for (int s = SIGRTMIN + 3; s < SIGRTMAX && !tick_signal; s++) {
     bool is_free = sigaction(s, NULL, &old) == 0 && old.sa_handler == SIG_DFL;
@@ -178,20 +190,13 @@ static int make_timer(watchdog *w) {
   return -pthread_sigmask(SIG_UNBLOCK, &set, NULL); /* threads are often made with everything blocked */
 }
 
-static void set_ticks(struct itimerspec *ticks, int64_t limit_ns) {
-  int64_t tick_ns = limit_ns / TICKS > LEAST_TICK_NS ? limit_ns / TICKS : LEAST_TICK_NS;
-  ticks->it_value.tv_sec = ticks->it_interval.tv_sec = tick_ns / SECOND_NS;
-  ticks->it_value.tv_nsec = ticks->it_interval.tv_nsec = tick_ns % SECOND_NS;
-}
-
 int watchdog_limit(watchdog *w, double seconds) {
-  struct itimerspec ticks = {{0, 0}, {0, 0}};
   bool on = seconds > 0;
   int rc = on && !w->has_timer ? make_timer(w) : 0;
   if (rc < 0 || !w->has_timer) return rc;
   w->limit_ns = on ? (int64_t)((seconds < 1e9 ? seconds : 1e9) * SECOND_NS) : INT64_MAX;
-  if (on) set_ticks(&ticks, w->limit_ns);
-  return timer_settime(w->timer, 0, &ticks, NULL) < 0 ? -errno : 0;
+  w->tick_ns = !on ? 0 : w->limit_ns / TICKS > LEAST_TICK_NS ? w->limit_ns / TICKS : LEAST_TICK_NS;
+  return tick_every(w, w->tick_ns);
 }
 
 /* ---- coroutines of the app's own ------------------------------------------------------------------------------------------------------- */
@@ -220,49 +225,84 @@ static void discard(watchdog *w, lua_State *L, lua_State *co) {
   w->stopped = true;
 }
 
-/* Whether co belongs into the chain. Not where nothing is watched, nor where it cannot run now, which the stock functions complain of. */
+/* Whether co belongs into the chain. Not where nothing is watched, nor where it cannot run now, which Lua will complain of. */
 static bool joins(const watchdog *w, lua_State *co) {
-  return w->inner && co && (lua_status(co) != LUA_OK || !has_frames(co));
+  return w->inner && (lua_status(co) != LUA_OK || !has_frames(co));
 }
 
-/* Calls a stock function that runs co, the first argument. Where the run was stopped meanwhile it does not return. */
-static int watched(watchdog *w, lua_State *L, lua_State *co, lua_CFunction stock) {
-  watchdog_run run;
-  if (!joins(w, co)) return stock(L);
-  watchdog_enter(w, &run, co);
-  int nresults = stock(L);
-  if (!watchdog_leave(w, &run)) return nresults;
-  lua_settop(L, 1);
+/* Behind whatever ran co, which joined. Where the run was stopped meanwhile it does not return. */
+static void part(watchdog *w, const watchdog_run *run, lua_State *L, lua_State *co) {
+  if (!watchdog_leave(w, run)) return;
+  lua_settop(L, 1); /* room, and what holds co */
   discard(w, L, co);
-  return break_off(w, L);
+  break_off(w, L);
 }
 
 static watchdog *own(lua_State *L) { return lua_touserdata(L, lua_upvalueindex(1)); }
 
-static int resume(lua_State *L) { return watched(own(L), L, lua_tothread(L, 1), own(L)->resume); }
+static int fail(lua_State *L, const char *message) {
+  lua_pushstring(L, message);
+  return -1;
+}
 
-static int close_(lua_State *L) { return watched(own(L), L, lua_tothread(L, 1), own(L)->close); }
+/* Goes on in co with the nargs values on top of L: the number of those that are there then, or -1 and an error. */
+static int transfer(watchdog *w, lua_State *L, lua_State *co, int nargs) {
+  watchdog_run run;
+  int nresults;
+  if (!lua_checkstack(co, nargs)) return fail(L, "too many arguments to resume");
+  lua_xmove(L, co, nargs);
+  bool joined = joins(w, co);
+  if (joined) watchdog_enter(w, &run, co);
+  int status = lua_resume(co, L, nargs, &nresults);
+  if (joined) part(w, &run, L, co);
+  bool is_well = status == LUA_OK || status == LUA_YIELD;
+  if (is_well && !lua_checkstack(L, nresults + 1)) {
+    lua_pop(co, nresults);
+    return fail(L, "too many results to resume");
+  }
+  lua_xmove(co, L, is_well ? nresults : 1);
+  return is_well ? nresults : -1;
+}
 
-/* As watched, for a coroutine that may have died of an error: its status then, the error on top of L. */
+static int resume(lua_State *L) {
+  lua_State *co = lua_tothread(L, 1);
+  if (!co) return luaL_typeerror(L, 1, "thread");
+  int nresults = transfer(own(L), L, co, lua_gettop(L) - 1);
+  int nvalues = nresults < 0 ? 1 : nresults;
+  lua_pushboolean(L, nresults >= 0);
+  lua_insert(L, -nvalues - 1);
+  return nvalues + 1;
+}
+
+static int close_(lua_State *L) {
+  watchdog_run run;
+  watchdog *w = own(L);
+  lua_State *co = lua_tothread(L, 1);
+  if (!co || !joins(w, co)) return w->stock_close(L);
+  watchdog_enter(w, &run, co);
+  int nresults = w->stock_close(L);
+  part(w, &run, L, co);
+  return nresults;
+}
+
+/* Of a coroutine that may have died of an error: its status, and the error on top of L. What it held open is closed. */
 static int bury(watchdog *w, lua_State *L, lua_State *co) {
   watchdog_run run;
   int status = lua_status(co);
   if (status == LUA_OK || status == LUA_YIELD) return status;
-  bool watching = joins(w, co);
-  if (watching) watchdog_enter(w, &run, co);
+  bool joined = joins(w, co);
+  if (joined) watchdog_enter(w, &run, co);
   status = lua_resetthread(co);
   lua_xmove(co, L, 1);
-  if (watching && watchdog_leave(w, &run)) break_off(w, L);
+  if (joined) part(w, &run, L, co);
   return status;
 }
 
 /* What wrap makes. An error goes on to the caller, whose place is put before its text. */
 static int call_wrapped(lua_State *L) {
   lua_State *co = lua_tothread(L, lua_upvalueindex(2));
-  lua_pushvalue(L, lua_upvalueindex(2));
-  lua_insert(L, 1);
-  int nresults = watched(own(L), L, co, own(L)->resume);
-  if (lua_toboolean(L, -nresults)) return nresults - 1;
+  int nresults = transfer(own(L), L, co, lua_gettop(L));
+  if (nresults >= 0) return nresults;
   if (bury(own(L), L, co) != LUA_ERRMEM && lua_type(L, -1) == LUA_TSTRING) {
     luaL_where(L, 1);
     lua_insert(L, -2);
@@ -283,14 +323,13 @@ static int wrap(lua_State *L) {
 
 /* ---- life ------------------------------------------------------------------------------------------------------------------------------ */
 
-static void take_stock(watchdog *w, lua_State *L) {
+static lua_CFunction find_stock_close(lua_State *L) {
   lua_pushcfunction(L, luaopen_coroutine);
   lua_call(L, 0, 1);
-  lua_getfield(L, -1, "resume");
-  lua_getfield(L, -2, "close");
-  w->resume = lua_tocfunction(L, -2);
-  w->close = lua_tocfunction(L, -1);
-  lua_pop(L, 3);
+  lua_getfield(L, -1, "close");
+  lua_CFunction stock_close = lua_tocfunction(L, -1);
+  lua_pop(L, 2);
+  return stock_close;
 }
 
 /* The watchdog's userdata is on top of L. */
@@ -311,7 +350,7 @@ watchdog *watchdog_open(lua_State *L) {
   if (w) return w;
   w = lua_newuserdatauv(L, sizeof *w, 1);
   memset(w, 0, sizeof *w);
-  take_stock(w, L);
+  w->stock_close = find_stock_close(L);
   replace_stock(L);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &WATCHDOG);
   return w;

@@ -65,6 +65,29 @@ static bool on_authorize(void *owner, net_session *session, const net_public_key
 
 static void on_session_open(void *owner, net_session *session) { (void)owner, (void)session; }
 
+typedef struct refusal {
+  server *server;
+  const char *address, *why;
+} refusal;
+
+static int tell_refused(lua_State *L) {
+  const refusal *r = lua_touserdata(L, 1);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, r->server->refused);
+  lua_pushstring(L, r->address);
+  lua_pushstring(L, r->why);
+  lua_call(L, 2, 0);
+  return 0;
+}
+
+static void on_refused(void *owner, const char *address, const char *why) {
+  server *s = owner;
+  refusal r = {s, address, why};
+  if (s->hub->dead) return;
+  lua_pushcfunction(s->hub->L, tell_refused);
+  lua_pushlightuserdata(s->hub->L, &r);
+  hub_call(s->hub, 1, 0, "refused");
+}
+
 /* Nothing needs the userdata any more. */
 static void on_listener_closed(void *owner) {
   server *s = owner;
@@ -201,6 +224,7 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
 }
 
 static const net_events events = {
+    .refused = on_refused,
     .listener_closed = on_listener_closed,
     .authorize = on_authorize,
     .session_open = on_session_open,
@@ -240,6 +264,7 @@ static void read_functions(lua_State *L, server *s) {
   s->failed = option_function(L, 1, "failed");
   s->authorize = option_function(L, 1, "authorize");
   s->closed = option_function(L, 1, "closed");
+  s->refused = option_function(L, 1, "refused");
   if (lua_getfield(L, 1, "request") != LUA_TTABLE) luaL_error(L, "request must be the metatable of requests");
   s->request_meta = ref_take(L);
 }
@@ -248,7 +273,7 @@ static server *new_server(lua_State *L) {
   server *s = lua_newuserdatauv(L, sizeof *s, 0);
   memset(s, 0, sizeof *s);
   s->hub = hub_get(L);
-  s->handler = s->failed = s->authorize = s->closed = s->request_meta = s->self = LUA_NOREF;
+  s->handler = s->failed = s->authorize = s->closed = s->refused = s->request_meta = s->self = LUA_NOREF;
   LIST_INIT(&s->spare);
   LIST_INIT(&s->orphans);
   luaL_setmetatable(L, SERVER);
@@ -306,7 +331,7 @@ static int handle(lua_State *L) {
 
 static int server_gc(lua_State *L) {
   server *s = check(L);
-  int *refs[] = {&s->handler, &s->failed, &s->authorize, &s->closed, &s->request_meta};
+  int *refs[] = {&s->handler, &s->failed, &s->authorize, &s->closed, &s->refused, &s->request_meta};
   for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) ref_drop(L, refs[i]);
   request_list *lists[] = {&s->spare, &s->orphans};
   for (size_t i = 0; i < 2; i++) {

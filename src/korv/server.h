@@ -35,7 +35,7 @@ typedef LIST_HEAD(request_list, request) request_list;
 struct server {
   hub *hub;
   net_listener *listener;
-  int handler, failed, authorize, closed; /* Lua functions */
+  int handler, failed, authorize, closed, refused; /* Lua functions */
   int request_meta;                       /* the metatable of request tables */
   int self;                               /* keeps the userdata while a connection may need it */
   wire_limits in;

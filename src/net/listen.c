@@ -37,29 +37,42 @@ static void numeric_address(const struct sockaddr_storage *from, socklen_t len, 
   if (strncmp(out, mapped, sizeof mapped - 1) == 0 && strchr(out, '.')) memmove(out, out + sizeof mapped - 1, strlen(out) - sizeof mapped + 2);
 }
 
+/* Why no more connections are taken now; NULL: they are. */
+static const char *limit_reached(const net_listener *l) {
+  if (l->sessions >= l->options.connections) return "max_connections is reached";
+  if (l->unauthenticated >= l->options.unauthenticated) return "max_unauthenticated is reached";
+  return NULL;
+}
+
+static void accepted(net_listener *l, int fd, const struct sockaddr_storage *from, socklen_t len) {
+  int on = 1;
+  char address[64];
+  numeric_address(from, len, address, sizeof address);
+  const char *why = limit_reached(l);
+  if (why) {
+    close(fd);
+    l->events->refused(l->owner, address, why);
+    return;
+  }
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  net_serve_accept(l, fd, address);
+}
+
 static void on_acceptable(uv_poll_t *h, int status, int events) {
   (void)events;
-  net_listener *l = ((listen_socket *)(void *)((char *)h - offsetof(listen_socket, poll)))->listener;
-  int listening = ((listen_socket *)(void *)((char *)h - offsetof(listen_socket, poll)))->fd;
+  const listen_socket *ls = (listen_socket *)(void *)((char *)h - offsetof(listen_socket, poll));
+  net_listener *l = ls->listener;
   for (int i = 0; status == 0 && i < ACCEPTS && !l->closed; i++) {
     struct sockaddr_storage from;
     socklen_t len = sizeof from;
-    int fd = accept4(listening, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int fd = accept4(ls->fd, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0) {
       if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) wait_for_descriptors(l);
       if (errno == EINTR || errno == ECONNABORTED) continue;
       return;
     }
-    if (l->sessions >= l->options.connections || l->unauthenticated >= l->options.unauthenticated) {
-      close(fd);
-      continue;
-    }
-    int on = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-    char address[64];
-    numeric_address(&from, len, address, sizeof address);
-    net_serve_accept(l, fd, address);
+    accepted(l, fd, &from, len);
   }
 }
 

@@ -41,6 +41,7 @@ typedef struct net_events {
   /* May this key in, as seen now? Called within libssh, up to twice for each key that a client offers: first when it is offered, then,
    * with verified, when its signature has been checked. May touch no session. */
   bool (*authorize)(void *owner, net_session *s, const net_public_key *key, bool verified);
+  void (*refused)(void *owner, const char *address, const char *why);         /* a connection, at a limit; told outside a report */
   void (*listener_closed)(void *owner);                                       /* and the last of its sessions has gone */
   void (*session_open)(void *owner, net_session *s);                          /* logged in */
   void (*session_closed)(void *owner, net_session *s, const net_error *why);  /* the last word on it, also where it never opened */
