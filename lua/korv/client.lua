@@ -1,6 +1,7 @@
 --- The client: one connection, any number of calls and streams on it at once.
 -- @module korv.client
 
+local check = require "korv.options"
 local core = require "korv.core"
 local identity = require "korv.identity"
 local log = require "korv.log"
@@ -13,8 +14,8 @@ local Client = {}
 Client.__index = Client
 
 local OPTIONS = {
-  host = "string", port = "number", user = "string", client_keys = "table", passphrase = "string",
-  known_hosts = "string or false", accept_new = "boolean", ssh = "boolean", timeout = "number", max_packet_size = "number",
+  host = "string", port = "number", user = "string", client_keys = "files", passphrase = "string",
+  known_hosts = "string or false", accept_new = "boolean", ssh = "boolean", timeout = "seconds", max_packet_size = "number",
   reconnect = "boolean", keepalive = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_request_bytes = "number", max_depth = "number",
 }
@@ -24,17 +25,6 @@ local FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10 -- seconds between attempts to reconn
 
 -- What another attempt would not mend.
 local FINAL = { EHOSTKEY = true, EHOSTKEYCHANGED = true, EAUTH = true, ENOKEY = true, EPROTO = true }
-
-local function check_options(options)
-  if type(options) ~= "table" then error("korv.client: options must be a table, as in korv.client { host = \"localhost\" }", 3) end
-  for name, value in pairs(options) do
-    local wanted = OPTIONS[name]
-    if not wanted then error(("korv.client: unknown option '%s'"):format(tostring(name)), 3) end
-    if not wanted:find(type(value), 1, true) and not (value == false and wanted:find "false") then
-      error(("korv.client: %s must be a %s, not a %s"):format(name, wanted, type(value)), 3)
-    end
-  end
-end
 
 -- Calls: waiting to be sent (self.queue), sent (self.calls, by id), done ------------------------------------------------------------
 
@@ -135,6 +125,8 @@ local function on_message(self, message)
   local call = self.calls[math.type(id) == "float" and math.tointeger(id) or id]
   if call then
     finish(self, call, message)
+  elseif id == 0 and message.code then
+    log.warn("the server refused a message of ours: %s %s", message.code, core.json.encode(message.body))
   else
     log.debug("ignored a response that no call waits for, request_id %s", tostring(id))
   end
@@ -220,14 +212,13 @@ local function dial(self)
   local message, name
   transport.keys, message, name = identity.load(self.options.client_keys, self.options.passphrase)
   if not transport.keys then return nil, message, name end
-  return core.dial(transport)
+  return check.call("korv.client", 4, core.dial, transport)
 end
 
 function connect(self)
   local transport, message, name = dial(self)
   self.transport = transport
-  if not transport then return on_closed(self, name, message) end
-  count(self, 0)
+  if not transport then on_closed(self, name, message) end
 end
 
 -- What a person calls -------------------------------------------------------------------------------------------------------------------
@@ -256,25 +247,12 @@ local function new_call(self, verb, resource, body, options, done)
   }, Call)
 end
 
-local CALL_OPTIONS = { timeout = "number", callback = "function" }
-
-local function check_call_options(method, options)
-  if options == nil then return end
-  if type(options) ~= "table" then error(("client:%s: options must be a table, such as { timeout = 5 }"):format(method), 4) end
-  for name, value in pairs(options) do
-    local wanted = CALL_OPTIONS[name]
-    if not wanted then error(("client:%s: unknown option '%s'"):format(method, tostring(name)), 4) end
-    if type(value) ~= wanted or wanted == "number" and not (value > 0 and value < math.huge) then
-      local kind = wanted == "number" and "positive number" or wanted
-      error(("client:%s: %s must be a %s, not %s"):format(method, name, kind, tostring(value)), 4)
-    end
-  end
-end
+local CALL_OPTIONS = { timeout = "seconds", callback = "function" }
 
 local function check_call(method, verb, resource, options)
   if type(verb) ~= "string" then error(("client:%s: the verb must be a string, such as \"GET\""):format(method), 3) end
   if type(resource) ~= "string" then error(("client:%s: the resource must be a string, such as \"/hello\""):format(method), 3) end
-  check_call_options(method, options)
+  if options ~= nil then check.check("client:" .. method, options, CALL_OPTIONS, 3) end
 end
 
 --- Calls an endpoint.
@@ -403,7 +381,7 @@ Client.__gc = Client.close
 -- @treturn ?string message
 -- @treturn ?string name: `EHOSTKEY` (unknown host), `EHOSTKEYCHANGED`, `EAUTH` (no key is let in), `ECONNREFUSED`, `ETIMEDOUT`, …
 local function new(options)
-  check_options(options)
+  check.check("korv.client", options, OPTIONS, 2)
   local self = setmetatable({
     options = options, timeout = options.timeout or TIMEOUT, pause = FIRST_PAUSE,
     calls = {}, queue = {}, live = {}, pending = 0, last_id = 0, due = math.huge,

@@ -13,13 +13,30 @@ local USAGE, FAILED = 64, 1
 
 local function complain(...) io.stderr:write("korv: ", string.format(...), "\n") end
 
+-- Converters for argparse: a value, or nil and what is wrong with it.
+local function whole_number(name, least, most)
+  return function(text)
+    local number = math.tointeger(tonumber(text))
+    if number and number >= least and number <= most then return number end
+    return nil, ("%s must be a whole number from %d to %d, not '%s'"):format(name, least, most, text)
+  end
+end
+
+local function seconds(name)
+  return function(text)
+    local number = tonumber(text)
+    if number and number > 0 and number < 1e9 then return number end
+    return nil, ("%s must be a positive number of seconds, not '%s'"):format(name, text)
+  end
+end
+
 -- serve -----------------------------------------------------------------------------------------------------------------------------
 
 local function add_serve(parser)
   local serve = parser:command("serve", "Serve endpoint scripts.")
   serve:argument("script", "A script, or a folder that stands for its *.lua."):args "+"
   serve:option("--host", "The address to listen on (default: all interfaces, IPv6 and IPv4)."):argname "ADDR"
-  serve:option("--port", "The port; 0 takes a free one (default: 8022)."):argname "N":convert(tonumber)
+  serve:option("--port", "The port; 0 takes a free one (default: 8022)."):argname "N":convert(whole_number("--port", 0, 65535))
   serve:option("--host-key", "A host key; made where it is missing (default: ssh_host_ed25519_key). May be given again.")
     :argname "FILE":count "*"
   serve:option("--authorized-keys", "Who may log in (default: authorized_keys)."):argname "FILE"
@@ -50,7 +67,10 @@ end
 local function stop_on_signals(server)
   for _, name in ipairs { "sigint", "sigterm" } do
     local signal = uv.new_signal()
-    signal:start(name, function() server:stop() end)
+    signal:start(name, function()
+      server:stop()
+      korv.stop() -- whatever else the scripts have on the loop
+    end)
     signal:unref()
   end
 end
@@ -85,7 +105,7 @@ local function add_call(parser)
   call:option("--known-hosts", "The keys of known hosts (default: ~/.ssh/known_hosts)."):argname "FILE"
   call:flag("--accept-new", "Add the key of an unknown host to that file; a changed one is refused all the same.")
   call:flag("--ssh", "Go through the ssh command, with its configuration, agent and jump hosts.")
-  call:option("--timeout", "Seconds to wait (default: 30)."):argname "S":convert(tonumber)
+  call:option("--timeout", "Seconds to wait (default: 30)."):argname "S":convert(seconds "--timeout")
   call:epilog [[
 What is not a success goes to standard error as one line, `404 null`, and the exit status is the first digit of its code; 1 is a
 connection that failed.
@@ -98,13 +118,15 @@ end
 
 -- [USER@]HOST[:PORT]. nil: it is none.
 local function parse_target(text)
-  local user, rest = text:match "^([^@]+)@(.+)$"
+  local user, rest = text:match "^(.+)@([^@]*)$"
   rest = rest or text
   local host, port = rest:match "^%[([^%[%]]+)%]:(%d+)$"
   if not host then host = rest:match "^%[([^%[%]]+)%]$" end
   if not host then host, port = rest:match "^([^:]+):(%d+)$" end
-  if not host then host = rest:match "^[^:%[%]]+$" end
-  return host, tonumber(port), user
+  if not host then host = rest:match "^[^:%[%]@]+$" end
+  port = tonumber(port)
+  if port and (port < 1 or port > 65535) then return nil end
+  return host, port, user
 end
 
 local function read_body(text)
@@ -175,9 +197,11 @@ end
 -- @treturn int the exit status
 function command.main(arguments)
   local parser = new_parser()
+  local last = #arguments
+  if last > 4 and arguments[1] == "call" and arguments[last]:find "^%-%d" then table.insert(arguments, last, "--") end -- a number as body
   local ok, options = parser:pparse(arguments)
   if not ok then
-    complain("%s\n%s", options, "Try: korv --help")
+    complain("%s; see korv --help", (options:gsub("%s*\n%s*", "; ")))
     return USAGE
   end
   return command[options.command](options)

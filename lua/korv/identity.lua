@@ -16,7 +16,10 @@ local function load_named(paths, passphrase)
   local list = {}
   for i, path in ipairs(paths) do
     local key, message, name = core.load_key(path, passphrase)
-    if not key then return nil, "client key " .. message, name end
+    if not key then
+      if name == "EKEY" and not passphrase then message = message .. ", or let ssh and its agent use it (--ssh, ssh = true)" end
+      return nil, "client key " .. message, name
+    end
     list[i] = key
   end
   return list

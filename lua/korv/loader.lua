@@ -47,7 +47,12 @@ local function look_beside(path)
   if not package.path:find(beside, 1, true) then package.path = beside .. package.path end
 end
 
-local function with_place(message) return type(message) == "string" and debug.traceback(message, 2) or message end
+-- One line that names the script, once.
+local function failed(path, problem)
+  local text = tostring(problem):match "^[^\n]*"
+  if text:sub(1, #path + 1) ~= path .. ":" then text = path .. ": " .. text end
+  return nil, text, "ELOAD"
+end
 
 --- Loads a script and lets it register its endpoints.
 -- @tparam string path
@@ -57,15 +62,15 @@ local function with_place(message) return type(message) == "string" and debug.tr
 -- @treturn ?string name
 function loader.load(path, app)
   look_beside(path)
-  local chunk, message = loadfile(path, "t")
-  if not chunk then return nil, message, "ELOAD" end
-  local ok, register = xpcall(chunk, with_place)
-  if not ok then return nil, ("%s: %s"):format(path, tostring(register)), "ELOAD" end
+  local chunk, problem = loadfile(path, "t")
+  if not chunk then return failed(path, problem) end
+  local ok, register = pcall(chunk)
+  if not ok then return failed(path, register) end
   if type(register) ~= "function" then
-    return nil, ("%s: a script returns a function that registers its endpoints: return function(app) … end"):format(path), "ELOAD"
+    return failed(path, "a script returns a function that registers its endpoints: return function(app) … end")
   end
-  ok, message = xpcall(register, with_place, app)
-  if not ok then return nil, ("%s: %s"):format(path, tostring(message)), "ELOAD" end
+  ok, problem = pcall(register, app)
+  if not ok then return failed(path, problem) end
   return true
 end
 

@@ -3,6 +3,7 @@
 
 local core = require "korv.core"
 local app = require "korv.app"
+local check = require "korv.options"
 local keys = require "korv.keys"
 local log = require "korv.log"
 local uv = require "luv"
@@ -10,37 +11,36 @@ local uv = require "luv"
 local Server = {}
 Server.__index = Server
 
--- Every option with the type that it must have. What is nil takes its default from core or from here.
+-- Every option with its kind. What is not given takes its default from core or from here.
 local OPTIONS = {
-  host = "string", port = "number", host_keys = "table", authorized_client_keys = "string", passphrase = "string",
-  tracebacks = "boolean", json = "table", max_packet_size = "number",
+  host = "string", port = "number", host_keys = "files", authorized_client_keys = "string", passphrase = "string",
+  tracebacks = "boolean", json = "codec", max_packet_size = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
-  max_connections = "number", max_unauthenticated = "number",
-  max_channels = "number", max_auth_attempts = "number", login_timeout = "number", keepalive = "number",
+  max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
+  login_timeout = "seconds", keepalive = "number",
 }
 
-local function check_options(options)
-  if type(options) ~= "table" then error("korv.server: options must be a table, as in korv.server { port = 8022 }", 3) end
-  for name, value in pairs(options) do
-    local wanted = OPTIONS[name]
-    if not wanted then error(("korv.server: unknown option '%s'"):format(tostring(name)), 3) end
-    if type(value) ~= wanted then
-      error(("korv.server: %s must be a %s, not a %s"):format(name, wanted, type(value)), 3)
-    end
-  end
+local function load_host_key(path, passphrase)
+  local key, message, name = core.load_key(path, passphrase)
+  if key then return key end
+  if name ~= "ENOENT" then return nil, "host key " .. message, name end
+  key, message, name = core.make_key(path)
+  if not key then return nil, message:gsub("the key", "the host key", 1), name end
+  log.info("made a new host key: %s", path)
+  return key
 end
 
 local function load_host_keys(paths, passphrase)
-  local list, described = {}, {}
+  local list, described, by_type = {}, {}, {}
   for i, path in ipairs(paths) do
-    local key, message, name = core.load_key(path, passphrase)
-    if not key and name == "ENOENT" then
-      key, message, name = core.make_key(path)
-      if key then log.info("made a new host key: %s", path) end
-    end
-    if not key then return nil, "host key " .. message, name end
+    local key, message, name = load_host_key(path, passphrase)
+    if not key then return nil, message, name end
     local fingerprint, type = key:describe()
+    if by_type[type] then
+      return nil, ("the host keys %s and %s are both of type %s: keep one of a type"):format(by_type[type], path, type), "EINVAL"
+    end
+    by_type[type] = path
     list[i], described[i] = key, { fingerprint = fingerprint, type = type, path = path }
   end
   return list, described
@@ -140,7 +140,7 @@ end
 -- @treturn ?string message
 -- @treturn ?string name, such as `EPERM`
 local function new(options)
-  check_options(options)
+  check.check("korv.server", options, OPTIONS, 2)
   local list, described, name = load_host_keys(options.host_keys or { "ssh_host_ed25519_key" }, options.passphrase)
   if not list then return nil, described, name end
   local set, message
@@ -177,7 +177,7 @@ function Server:listen()
   for name in pairs(OPTIONS) do
     if options[name] == nil then options[name] = self.options[name] end
   end
-  local listening, message, name = core.server(options)
+  local listening, message, name = check.call("korv.server", 2, core.server, options)
   if not listening then return nil, message, name end
   self.core, self.port = listening, listening:port()
   return self
@@ -194,7 +194,10 @@ function Server:start()
   local signals = {}
   for i, signal in ipairs { "sigint", "sigterm" } do
     signals[i] = uv.new_signal()
-    signals[i]:start(signal, function() self:stop() end)
+    signals[i]:start(signal, function()
+      self:stop()
+      uv.stop() -- whatever else the program has on the loop
+    end)
     signals[i]:unref()
   end
   uv.run()

@@ -28,8 +28,10 @@ end
 local function end_with(self, name, message)
   if self.over then return end
   self.over = true
-  for _, handle in ipairs(self.handles) do
-    if not handle:is_closing() then handle:close() end
+  self.patience:stop()
+  if not self.process:is_closing() then self.process:kill "sigterm" end -- it is closed when it has ended, which has to be noticed
+  for _, pipe in ipairs { self.stdin, self.stdout, self.errors } do
+    if not pipe:is_closing() then pipe:close() end
   end
   self.options.closed(name, message)
 end
@@ -43,6 +45,7 @@ local function deliver(self)
       self.options.message(message)
     else
       self.opened = true
+      self.patience:stop()
       self.options.open(self, "ssh")
     end
     if self.over then return end
@@ -59,7 +62,7 @@ end
 
 --- What ssh said last, or that it ended.
 function Transport:reason()
-  local said = self.stderr:gsub("%s+$", "")
+  local said = self.stderr:gsub("%s+$", ""):gsub("%s*\n%s*", "; ")
   return said ~= "" and "ssh: " .. said or "ssh ended"
 end
 
@@ -85,7 +88,6 @@ end
 
 --- Ends ssh; `closed` follows at once.
 function Transport:close()
-  if self.process and not self.process:is_closing() then self.process:kill "sigterm" end
   end_with(self, "ECLOSED", "the client was closed")
   if not uv.loop_mode() then uv.run "nowait" end -- luv does not survive the end of a program with handles that are half closed
 end
@@ -123,7 +125,13 @@ local function begin(self)
   self.errors:read_start(function(_, bytes)
     if bytes then self.stderr = (self.stderr .. bytes):sub(-STDERR_BYTES) end
   end)
-  if not self.opened then self.stdin:write "{}\n" end
+  self.patience = core.timer(function()
+    local message = ("ssh to %s did not bring us to a korv server within %g s"):format(self.given.host or "localhost", self.options.timeout)
+    end_with(self, "ETIMEDOUT", message)
+  end)
+  if self.opened then return end
+  self.patience:start(self.options.timeout)
+  self.stdin:write "{}\n"
 end
 
 --- Starts ssh.

@@ -179,7 +179,7 @@ static request *take(channel *c) {
 }
 
 /* The message's table is on top of L (popped): it becomes the request that the handler gets. */
-static void begin(channel *c, lua_State *L, const host_json_field *f, wire_encoding encoding) {
+static void begin(channel *c, lua_State *L, const host_json_field *f, double timeout, wire_encoding encoding) {
   server *s = c->server;
   request *r = take(c);
   if (!r) luaL_error(L, "out of memory for a request");
@@ -189,7 +189,7 @@ static void begin(channel *c, lua_State *L, const host_json_field *f, wire_encod
   r->stream = f[STREAM].type == LUA_TBOOLEAN && f[STREAM].raw.at[0] == 't';
   r->table = lua_topointer(L, -1);
   set_deadline(r, s->timeout);
-  if (f[TIMEOUT].type == LUA_TNUMBER) set_deadline(r, strtod(f[TIMEOUT].raw.at, NULL));
+  set_deadline(r, timeout);
   lua_rawgeti(L, LUA_REGISTRYINDEX, c->peer);
   lua_setfield(L, -2, "peer");
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->request_meta);
@@ -221,10 +221,17 @@ static bool has_id(const host_json_field *f) {
   return f[ID].raw.at && f[ID].raw.len <= ID_BYTES && (f[ID].type == LUA_TNUMBER || f[ID].type == LUA_TSTRING);
 }
 
-static bool is_positive(const host_json_field *f) { return f->type == LUA_TNUMBER && f->raw.at[0] != '-' && strtod(f->raw.at, NULL) > 0; }
+/* The message's `timeout`; 0 where there is none or it is no number. */
+static double read_timeout(lua_State *L, const host_json_field *f) {
+  if (f[TIMEOUT].type != LUA_TNUMBER) return 0;
+  lua_getfield(L, -1, "timeout");
+  double seconds = lua_tonumber(L, -1);
+  lua_pop(L, 1);
+  return seconds;
+}
 
 /* What is wrong with the fields of part 1 of the protocol, looked at in its order. */
-static fault find_fault(const host_json_field *f) {
+static fault find_fault(const host_json_field *f, double timeout) {
   if (!f[ID].raw.at) return (fault){400, "Missing 'id'", NULL};
   if (!has_id(f)) return (fault){400, unable, "'id' must be a number or a string of at most 256 bytes"};
   if (!f[VERB].raw.at) return (fault){400, "Missing 'verb'", NULL};
@@ -233,7 +240,7 @@ static fault find_fault(const host_json_field *f) {
   if (f[RESOURCE].type != LUA_TSTRING) return (fault){400, unable, "'resource' must be a string"};
   if (!is_verb(&f[VERB].raw)) return (fault){404, NULL, NULL}; /* as a resource that nobody knows */
   if (needs_body(&f[VERB].raw) && !f[BODY].raw.at) return (fault){400, "Missing 'body'", NULL};
-  if (f[TIMEOUT].raw.at && !is_positive(&f[TIMEOUT])) return (fault){400, unable, "'timeout' must be a positive number of seconds"};
+  if (f[TIMEOUT].raw.at && !(timeout > 0)) return (fault){400, unable, "'timeout' must be a positive number of seconds"};
   if (f[STREAM].raw.at && f[STREAM].type != LUA_TBOOLEAN) return (fault){400, unable, "'stream' must be true or false"};
   return (fault){0, NULL, NULL};
 }
@@ -245,10 +252,11 @@ static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire
     cancel_by_id(c, &f[CANCEL].raw);
     return;
   }
-  fault wrong = find_fault(f);
+  double timeout = read_timeout(L, f);
+  fault wrong = find_fault(f, timeout);
   if (!wrong.code && c->server->in_flight >= c->server->in_flight_most) wrong = (fault){503, "Too many requests in flight on this server", NULL};
   if (!wrong.code) {
-    begin(c, L, f, encoding);
+    begin(c, L, f, timeout, encoding);
     return;
   }
   lua_pop(L, 1);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "net/internal.h"
@@ -26,7 +27,7 @@ struct dial {
   size_t key_count, tried;
   ssh_channel channel;
   int port;
-  bool accept_new;
+  bool accept_new, heard_of_rsa;
   char *host, *user, *known_hosts;
   uint64_t timeout_ms;
 };
@@ -175,18 +176,36 @@ static void refused(net_session *s) {
   net_session_fail(s, "EAUTH", "%s port %d lets none of our keys in (%s): add the public key to its authorized_keys", d->host, d->port, list);
 }
 
+/* Which signatures of RSA keys the server takes it tells only after the key exchange, and the library does not wait for that: it would
+ * try SHA-1 and find that forbidden. So an RSA key comes after an exchange of messages, the attempt to log in with no key. */
+static int hear_of_rsa(net_session *s) {
+  dial *d = s->dial;
+  if (d->heard_of_rsa || ssh_key_type(d->keys[d->tried]->key) != SSH_KEYTYPE_RSA) return SSH_OK;
+  int rc = ssh_userauth_none(s->ssh, NULL);
+  if (rc == SSH_AUTH_AGAIN) return SSH_AGAIN;
+  d->heard_of_rsa = true;
+  return SSH_OK;
+}
+
+static void auth_failed(net_session *s) {
+  dial *d = s->dial;
+  const char *why = ssh_get_error(s->ssh);
+  bool closed = ssh_get_fd(s->ssh) < 0;
+  net_session_fail(s, "EAUTH", "cannot log in to %s port %d: %s", d->host, d->port,
+                   closed ? "it closed the connection, perhaps after too many keys" : why);
+}
+
 static int step_auth(net_session *s) {
   dial *d = s->dial;
   if (d->tried == d->key_count) {
     refused(s);
     return SSH_ERROR;
   }
+  if (hear_of_rsa(s) == SSH_AGAIN) return SSH_AGAIN;
   switch (ssh_userauth_publickey(s->ssh, NULL, d->keys[d->tried]->key)) {
   case SSH_AUTH_SUCCESS: s->state = SESSION_CHANNEL; return SSH_OK;
   case SSH_AUTH_AGAIN: return SSH_AGAIN;
-  case SSH_AUTH_ERROR:
-    if (net_session_healthy(s)) net_session_fail(s, "EAUTH", "cannot log in: %s", ssh_get_error(s->ssh));
-    return SSH_ERROR;
+  case SSH_AUTH_ERROR: auth_failed(s); return SSH_ERROR;
   default: d->tried++; return SSH_OK;
   }
 }
@@ -203,10 +222,36 @@ static bool host_fingerprint(net_session *s) {
   return ok;
 }
 
+/* The library takes a file that cannot be read for an empty one. */
+static bool known_hosts_can_be_read(net_session *s) {
+  const char *path = s->dial->known_hosts;
+  struct stat st;
+  if (stat(path, &st) < 0 && errno == ENOENT) return true;
+  if (S_ISREG(st.st_mode) && access(path, R_OK) == 0) return true;
+  net_session_fail(s, "EHOSTKEY", "cannot read %s: %s", path, S_ISREG(st.st_mode) ? strerror(errno) : "not a file");
+  return false;
+}
+
+/* The library appends a line, also to one that has no end. */
+static void end_last_line(const char *path) {
+  int fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC);
+  char last = '\n';
+  if (fd < 0) return;
+  if (lseek(fd, -1, SEEK_END) >= 0 && read(fd, &last, 1) == 1 && last != '\n' && write(fd, "\n", 1) != 1) last = 0;
+  close(fd);
+}
+
+static bool accept_host(net_session *s) {
+  if (!s->dial->accept_new) return false;
+  end_last_line(s->dial->known_hosts);
+  return ssh_session_update_known_hosts(s->ssh) == SSH_OK;
+}
+
 static bool host_is_trusted(net_session *s) {
   dial *d = s->dial;
   if (!host_fingerprint(s)) return false;
   if (!d->known_hosts) return true;
+  if (!known_hosts_can_be_read(s)) return false;
   switch (ssh_session_is_known_server(s->ssh)) {
   case SSH_KNOWN_HOSTS_OK: return true;
   case SSH_KNOWN_HOSTS_CHANGED:
@@ -218,7 +263,7 @@ static bool host_is_trusted(net_session *s) {
     return false;
   case SSH_KNOWN_HOSTS_NOT_FOUND:
   case SSH_KNOWN_HOSTS_UNKNOWN:
-    if (d->accept_new && ssh_session_update_known_hosts(s->ssh) == SSH_OK) return true;
+    if (accept_host(s)) return true;
     net_session_fail(s, "EHOSTKEY", "%s port %d is not in %s; its host key is %s%s", d->host, d->port, d->known_hosts, s->fingerprint,
                  d->accept_new ? " and could not be added" : ". If that is the right one, accept it once (--accept-new, accept_new = true)");
     return false;
@@ -232,8 +277,7 @@ static int step_kex(net_session *s) {
   if (fd >= 0) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); /* libssh makes it blocking */
   if (rc == SSH_OK && host_is_trusted(s)) s->state = SESSION_AUTH;
   if (rc == SSH_ERROR && s->state < SESSION_DEAD) {
-    const char *why = ssh_get_error(s->ssh);
-    net_session_fail(s, "ESSH", "cannot begin SSH with %s port %d: %s", s->dial->host, s->dial->port, *why ? why : "the connection was closed");
+    net_session_fail(s, "ESSH", "cannot begin SSH with %s port %d: %s", s->dial->host, s->dial->port, net_session_error(s));
   }
   return rc;
 }

@@ -134,6 +134,7 @@ bool net_session_watch(net_session *s, net_error *err); /* begins polling libssh
 bool net_session_drive(net_session *s);                 /* into an ssh_event of its own */
 void net_session_pump(net_session *s);                  /* reads what there is */
 bool net_session_healthy(net_session *s);               /* after every entry into libssh; marks it dead where it is */
+const char *net_session_error(const net_session *s); /* why libssh gave up */
 void net_session_mask(net_session *s);                  /* poll for what is wanted now */
 void net_session_fail(net_session *s, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void net_session_changed(net_session *s); /* something to report */

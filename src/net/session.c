@@ -92,11 +92,16 @@ void net_session_close_handles(net_session *s) {
 
 /* ---- life ----------------------------------------------------------------------------------------------------------------------- */
 
+/* The library's last words, where they say more than that the socket was closed. */
+const char *net_session_error(const net_session *s) {
+  const char *what = ssh_get_error(s->ssh);
+  return !what || !*what || strstr(what, "disconnected") ? "the peer closed the connection" : what;
+}
+
 bool net_session_healthy(net_session *s) {
   if (s->state >= SESSION_DEAD) return false;
   if (ssh_get_fd(s->ssh) >= 0 && !(ssh_get_status(s->ssh) & (SSH_CLOSED | SSH_CLOSED_ERROR))) return true;
-  const char *what = ssh_get_error(s->ssh);
-  net_session_fail(s, "ECONNRESET", "%s", what && *what ? what : "the peer closed the connection");
+  net_session_fail(s, "ECONNRESET", "%s", net_session_error(s));
   return false;
 }
 
@@ -106,7 +111,7 @@ void net_session_pump(net_session *s) {
     int rc = ssh_event_dopoll(s->event, 0);
     if (!net_session_healthy(s)) return;
     if (rc == SSH_ERROR) {
-      net_session_fail(s, "ECONNRESET", "%s", ssh_get_error(s->ssh));
+      net_session_fail(s, "ECONNRESET", "%s", net_session_error(s));
       return;
     }
     if (s->counter.in_bytes - before != 4096) break; /* a short read: the socket is empty */
