@@ -100,7 +100,7 @@ local function send_queued(self)
   for _, call in ipairs(queue) do send(self, call) end
 end
 
-local connect
+local begin_connecting
 
 local function submit(self, call)
   uv.update_time()
@@ -112,7 +112,7 @@ local function submit(self, call)
     send(self, call)
   elseif self.options.reconnect and not self.ended then
     self.queue[#self.queue + 1] = call
-    if not self.transport then connect(self) end
+    begin_connecting(self)
   else
     finish(self, call, nil, describe(call, self.lost.message), self.lost.name)
   end
@@ -124,6 +124,7 @@ local function on_message(self, message)
   local id = type(message) == "table" and message.request_id
   local call = self.calls[math.type(id) == "float" and math.tointeger(id) or id]
   if call then
+    self.pause = nil
     finish(self, call, message)
   elseif id == 0 and message.code then
     log.warn("the server refused a message of ours: %s %s", message.code, core.json.encode(message.body))
@@ -134,7 +135,6 @@ end
 
 local function on_open(self, channel, way, fingerprint)
   self.channel, self.way, self.fingerprint = channel, way, fingerprint
-  self.pause = FIRST_PAUSE
   count(self, 0)
   if self.opened then self.opened(self) end
   send_queued(self)
@@ -157,19 +157,7 @@ local function sort_out(self, name, message)
   return again
 end
 
--- After a pause, which grows and has jitter so that many clients of one server do not come at once.
-local function reconnect_later(self)
-  if self.waiting then return end
-  self.waiting = core.timer(function()
-    self.waiting = nil
-    if #self.queue > 0 and not self.ended then connect(self) end
-  end)
-  self.waiting:start(self.pause * (0.5 + math.random()))
-  self.pause = math.min(self.pause * 2, LONGEST_PAUSE)
-end
-
 local function on_closed(self, name, message)
-  local was_open = self.channel ~= nil
   self.lost = { message = message, name = name }
   self.transport, self.channel = nil, nil
   if self.opened then return self.opened(nil, message, name) end
@@ -179,12 +167,7 @@ local function on_closed(self, name, message)
     return
   end
   self.queue = again
-  if #again == 0 then return end
-  if was_open then
-    connect(self)
-  else
-    reconnect_later(self)
-  end
+  if #again > 0 then begin_connecting(self) end
 end
 
 -- What the transport calls does not keep a client alive that everybody else has forgotten; calls under way do.
@@ -215,10 +198,24 @@ local function dial(self)
   return check.call("korv.client", 4, core.dial, transport)
 end
 
-function connect(self)
+local function connect(self)
   local transport, message, name = dial(self)
   self.transport = transport
   if not transport then on_closed(self, name, message) end
+end
+
+-- At once where the last connection brought an answer, else after a pause, which grows and has jitter so that many clients of one server
+-- do not come together. Nothing is done for a client without calls.
+function begin_connecting(self)
+  if self.transport or self.waiting then return end
+  local pause = self.pause
+  self.pause = math.min((pause or FIRST_PAUSE / 2) * 2, LONGEST_PAUSE)
+  if not pause then return connect(self) end
+  self.waiting = core.timer(function()
+    self.waiting = nil
+    if #self.queue > 0 and not self.ended then connect(self) end
+  end)
+  self.waiting:start(pause * (0.5 + math.random()))
 end
 
 -- What a person calls -------------------------------------------------------------------------------------------------------------------
@@ -383,7 +380,7 @@ Client.__gc = Client.close
 local function new(options)
   check.check("korv.client", options, OPTIONS, 2)
   local self = setmetatable({
-    options = options, timeout = options.timeout or TIMEOUT, pause = FIRST_PAUSE,
+    options = options, timeout = options.timeout or TIMEOUT,
     calls = {}, queue = {}, live = {}, pending = 0, last_id = 0, due = math.huge,
   }, Client)
   local weak = setmetatable({ client = self }, { __mode = "v" })

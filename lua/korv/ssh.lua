@@ -156,7 +156,7 @@ end
 
 --- A channel beside this one: another ssh, which shares the connection where the user's configuration says so (ControlMaster).
 -- @tparam function message called with each message
--- @tparam function closed called at its end
+-- @tparam function closed called at its end with name and message
 -- @treturn ?Transport
 -- @treturn ?string message
 -- @treturn ?string name

@@ -1,7 +1,7 @@
 --- A stream on the client's side: items in the order in which they came, one channel for each stream.
 -- @module korv.stream
 
-local json = require "korv.core".json
+local core = require "korv.core"
 local task = require "korv.task"
 
 local stream = {}
@@ -9,6 +9,7 @@ local stream = {}
 local Stream = {}
 Stream.__index = Stream
 
+local GRACE = 1 -- second beyond the stream's timeout, for the server's own 504 to come
 local MANY, FEW = 64, 16 -- items that wait: from so many on the channel is not read, from so few on it is again
 
 local function wake(self)
@@ -20,6 +21,7 @@ end
 local function finish(self, ...)
   if self.over then return end
   self.over = table.pack(...)
+  self.timer:stop()
   self.client.ended()
   if self.channel then self.channel:close() end
   wake(self)
@@ -30,7 +32,7 @@ local function describe(self, what) return ("%s %s: %s"):format(self.request.ver
 local function on_last(self, response)
   self.code, self.body = response.code, response.body
   if response.code >= 200 and response.code <= 299 then return finish(self) end
-  finish(self, false, describe(self, ("%d %s"):format(response.code, json.encode(response.body))), "ESTATUS")
+  finish(self, false, describe(self, ("%d %s"):format(response.code, core.json.encode(response.body))), "ESTATUS")
 end
 
 local function on_message(self, response)
@@ -64,7 +66,7 @@ function stream.next(self)
     task.wait(function(resume)
       self.resume = resume
       return function() self:cancel() end
-    end)
+    end, 3)
   end
   if self.first <= self.last then return take(self) end
   local over = self.over
@@ -88,9 +90,9 @@ local function begin(self, client)
     return finish(self, false, describe(self, "this server has no streams: it speaks the protocol's first part only"), "EPROTONOSUPPORT")
   end
   local message, name
-  self.channel, message, name = client.transport:channel(function(response) on_message(self, response) end, function()
+  self.channel, message, name = client.transport:channel(function(response) on_message(self, response) end, function(code, reason)
     self.channel = nil
-    finish(self, false, describe(self, "the connection was lost"), "ECONNRESET")
+    finish(self, false, describe(self, reason), code)
   end)
   if self.channel then
     local ok
@@ -106,8 +108,10 @@ end
 -- @treturn Stream
 function stream.open(request, client)
   local self = setmetatable({ request = request, client = client, items = {}, first = 1, last = 0 }, Stream)
+  self.timer = core.timer(function() finish(self, false, describe(self, ("no end within %g s"):format(request.timeout)), "ETIMEDOUT") end)
   client.begun()
   begin(self, client)
+  if request.timeout and not self.over then self.timer:start(request.timeout + GRACE) end
   return self
 end
 
@@ -117,6 +121,7 @@ end
 -- @treturn Stream
 function stream.deliver(self, callback)
   task.spawn(function()
+    local closing <close> = self -- luacheck: ignore 211 (where the callback raises)
     local item, message, name = stream.next(self)
     while item ~= nil do
       callback(item, message, name)

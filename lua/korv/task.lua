@@ -23,27 +23,28 @@ task.spawn = core.spawn
 --   return function() request:cancel() end
 -- end)
 function task.await(begin)
-  local this, ticket = core.ticket()
-  local early, waiting
+  core.must_wait()
+  local early, this, ticket
   local undo = begin(function(...)
-    if waiting then
+    if ticket then
       core.wake(this, ticket, ...)
     elseif not early then
       early = table.pack(...)
     end
   end)
   if early then return table.unpack(early, 1, early.n) end
-  waiting = true
+  this, ticket = core.ticket()
   return core.wait(this, type(undo) == "function" and undo or nil)
 end
 
 --- Like `await`, but where no loop runs it runs the loop until there is an answer. In a luv callback it raises.
 -- @tparam function begin
+-- @tparam[opt=2] int level whose fault it is, as for `error`
 -- @return what `resume` was called with
-function task.wait(begin)
+function task.wait(begin, level)
   local here, why = core.here()
   if here then return task.await(begin) end
-  if uv.loop_mode() then error("cannot wait here: " .. why, 2) end -- those who call this do so by tail calls
+  if uv.loop_mode() then error(why, level or 2) end
   local results
   begin(function(...) results = results or table.pack(...) end)
   while not results do uv.run "once" end

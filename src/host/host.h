@@ -73,7 +73,8 @@ void *host_owner(const host_task *t);
 enum { HOST_CANCELLED = 64 }; /* a status beside Lua's own */
 
 /* Told once: the task's function has returned (status LUA_OK: nresults values on top of co), raised (else: the error's value on top of co,
- * whose stack still stands for a traceback) or was cancelled (HOST_CANCELLED). The task goes back to the pool behind it. */
+ * whose stack still stands for a traceback) or was cancelled (HOST_CANCELLED; nresults 1: a to-be-closed variable raised the value on top of
+ * co). The task goes back to the pool behind it. */
 typedef void host_task_done(void *owner, host_task *t, lua_State *co, int status, int nresults);
 
 /* A task to be begun: push a function and its arguments on host_task_state(t). Raises for want of memory. */
@@ -86,7 +87,8 @@ void host_task_queue(host *h, host_task *t, int nargs);               /* it begi
 bool host_run(host *h, lua_State *L);                                 /* resumes what is ready; true: more is ready already */
 bool host_pending(const host *h);
 
-/* The task that runs now and may wait on this lua_State, or NULL with *why saying what is in the way. */
+/* The task that runs now and may wait on this lua_State, or NULL with *why saying what is in the way (*why NULL: a C function, which Lua
+ * cannot suspend through). */
 host_task *host_task_here(const host *h, lua_State *L, const char **why);
 host_task *host_task_running(const host *h); /* NULL: none */
 

@@ -14,6 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __SIZEOF_INT128__
+__extension__ typedef unsigned __int128 wide;
+
 /* clang-format off */
 static const uint64_t tens[] = {
   1u, 10u, 100u, 1000u, 10000u, 100000u, 1000000u, 10000000u, 100000000u, 1000000000u,
@@ -21,6 +24,7 @@ static const uint64_t tens[] = {
   1000000000000000u, 10000000000000000u, 100000000000000000u, 1000000000000000000u, 10000000000000000000u,
 };
 /* clang-format on */
+#endif
 
 /* ---- the C locale ------------------------------------------------------------------------------------------------------------- */
 
@@ -45,7 +49,7 @@ static void leave_c_locale(locale_t before) {
 
 typedef struct decimal {
   uint64_t digits; /* the value is digits * 10^exponent; of no use where count > 19 */
-  int count;       /* of significant digits, capped far beyond 19 */
+  int64_t count;   /* of significant digits */
   int64_t exponent;
 } decimal;
 
@@ -56,7 +60,7 @@ static bool is_digit(const char *p, const char *end) {
 static const char *read_digits(const char *p, const char *end, decimal *d) {
   for (; is_digit(p, end); p++) {
     d->digits = d->digits * 10 + (uint64_t)(*p - '0');
-    d->count += (d->digits != 0 || d->count > 0) && d->count < 100;
+    d->count += d->digits != 0 || d->count > 0;
   }
   return p;
 }
@@ -81,8 +85,6 @@ static const char *read_exponent(const char *p, const char *end, decimal *d) {
 }
 
 #ifdef __SIZEOF_INT128__
-__extension__ typedef unsigned __int128 wide;
-
 /* digits / 10^scale, rounded once. Both are shifted to the top, so that the quotient has 63 or 64 bits; a remainder is kept as its
  * lowest bit, which is far below those of a double and so only breaks ties. */
 static double quotient(uint64_t digits, int64_t scale) {
@@ -230,9 +232,9 @@ static char *write_decimal(char *at, uint64_t digits, int scale) {
   return at + scale;
 }
 
-/* value = m / 2^q. With s digits behind the point the decimal next to it is d / 10^s, d = m * 10^s / 2^q rounded, and it reads back
- * where it lies within half a unit of m, which is a quarter below a power of two: 2 * |d * 2^q - m * 10^s| < 10^s. Nothing here lies
- * right in the middle of two doubles: such a decimal has more digits. */
+/* value = m / 2^q. With s digits behind the point the decimal next to it is d / 10^s, where d is m * 10^s / 2^q, rounded. It reads back
+ * where it lies within half a unit of m: 2 * |d * 2^q - m * 10^s| < 10^s. Right in the middle between two doubles lies none: such a
+ * decimal has more digits. Powers of two, whose lower neighbour is nearer, are here written exactly, with 15 digits or less. */
 static char *write_exact(char *at, double value) {
   uint64_t bits;
   memcpy(&bits, &value, sizeof bits);
@@ -245,10 +247,8 @@ static char *write_exact(char *at, double value) {
     wide rest = scaled & (unit - 1);
     if (rest > unit / 2 || (rest == unit / 2 && digits % 2 == 1)) digits++;
     wide written = (wide)digits << q;
-    bool above = written > scaled;
-    wide off = above ? written - scaled : scaled - written;
-    unsigned share = !above && m == (uint64_t)1 << 52 ? 4 : 2;
-    if (off * share < tens[scale] || scale == 16 - k) return write_decimal(at, digits, scale);
+    wide off = written > scaled ? written - scaled : scaled - written;
+    if (off * 2 < tens[scale] || scale == 16 - k) return write_decimal(at, digits, scale);
   }
 }
 #else

@@ -99,10 +99,10 @@ static void finish(host *h, host_task *t, lua_State *L, int status, int nresults
   recycle(h, L, t, status);
 }
 
-/* Closing runs the to-be-closed variables of every frame; what they raise has nobody left to tell. */
+/* Closing runs the to-be-closed variables of every frame; what the last of them raised is on top of co. */
 static void close_cancelled(host *h, host_task *t, lua_State *L) {
-  if (lua_resetthread(t->co) != LUA_OK) drop_thread(L, t);
-  finish(h, t, L, HOST_CANCELLED, 0);
+  int failed = lua_resetthread(t->co) != LUA_OK;
+  finish(h, t, L, HOST_CANCELLED, failed);
 }
 
 static void end_wait(host_task *t) {
@@ -179,8 +179,7 @@ host_task *host_task_here(const host *h, lua_State *L, const char **why) {
   } else if (t->co != L) {
     *why = "this coroutine is not korv's to resume: use korv.spawn(function() … end) in place of coroutine.wrap or coroutine.create";
   } else if (!lua_isyieldable(L)) {
-    *why = "Lua cannot suspend through the C function that called this (table.sort, string.gsub, require, a metamethod of tostring …): "
-           "wait before or after it";
+    *why = NULL;
   } else {
     return t;
   }

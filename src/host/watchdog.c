@@ -38,7 +38,7 @@ struct watchdog {
   bool traced; /* the user value is the traceback of the coroutine where it was stopped */
   bool has_timer;
   timer_t timer;
-  int64_t tick_ns; /* while nothing has to be stopped; 0: none */
+  int64_t tick_ns; /* while nothing has to be stopped */
   lua_CFunction stock_close;
   char place[LUA_IDSIZE + 16]; /* "app.lua:12", where it was stopped; "": in no Lua function */
 };
@@ -194,8 +194,8 @@ int watchdog_limit(watchdog *w, double seconds) {
   bool on = seconds > 0;
   int rc = on && !w->has_timer ? make_timer(w) : 0;
   if (rc < 0 || !w->has_timer) return rc;
-  w->limit_ns = on ? (int64_t)((seconds < 1e9 ? seconds : 1e9) * SECOND_NS) : INT64_MAX;
-  w->tick_ns = !on ? 0 : w->limit_ns / TICKS > LEAST_TICK_NS ? w->limit_ns / TICKS : LEAST_TICK_NS;
+  w->limit_ns = on ? (int64_t)((seconds < 1e9 ? seconds : 1e9) * SECOND_NS) : INT64_MAX; /* 292 years */
+  w->tick_ns = w->limit_ns / TICKS > LEAST_TICK_NS ? w->limit_ns / TICKS : LEAST_TICK_NS;
   return tick_every(w, w->tick_ns);
 }
 

@@ -45,13 +45,21 @@ static void send_draft(channel *c, wire_encoding encoding) {
     net_channel_abort(c->net); /* no memory for the answer */
 }
 
+static int too_long_together(host_json_error *err) {
+  *err = (host_json_error){"the items that it sent and its body are longer than max_response_bytes together: call this endpoint with stream = true",
+                           true};
+  return -1;
+}
+
 /* Appends the value on top of L, or the items gathered and that value behind them unless it is nil. */
-static int append_body(lua_State *L, const wire_buf *items, const host_json_limits *limits, wire_buf *out, host_json_error *err) {
-  if (!items) return host_json_encode(L, -1, "body", limits, out, err);
+static int append_body(lua_State *L, const wire_buf *items, host_json_limits limits, wire_buf *out, host_json_error *err) {
+  if (!items) return host_json_encode(L, -1, "body", &limits, out, err);
+  if (items->len + 2 > limits.bytes) return too_long_together(err);
+  limits.bytes -= items->len + 2;
   bool room = wire_buf_append(out, "[", 1) == WIRE_OK && wire_buf_append(out, wire_buf_at(items), items->len) == WIRE_OK;
   if (room && !lua_isnil(L, -1)) {
     room = wire_buf_append(out, ",", 1) == WIRE_OK;
-    if (room && host_json_encode(L, -1, "body", limits, out, err) < 0) return -1;
+    if (room && host_json_encode(L, -1, "body", &limits, out, err) < 0) return err->too_large ? too_long_together(err) : -1;
   }
   if (room && wire_buf_append(out, "]", 1) == WIRE_OK) return 0;
   *err = (host_json_error){"out of memory for the body", false};
@@ -63,7 +71,7 @@ bool answer_send(const answer *a, lua_State *L, host_json_error *err) {
   wire_buf *out = draft_of(c, a->encoding);
   size_t begin = out->len;
   bool room = append_head(c->server->hub, out, a->id, a->id_len, a->code);
-  bool encoded = room && append_body(L, a->items, &c->server->json, out, err) == 0;
+  bool encoded = room && append_body(L, a->items, c->server->json, out, err) == 0;
   lua_pop(L, 1);
   if (encoded && a->more) room = wire_buf_append(out, ",\"more\":true", 12) == WIRE_OK;
   if (encoded && room) room = wire_buf_append(out, "}\n", a->encoding == WIRE_LINE ? 2 : 1) == WIRE_OK;

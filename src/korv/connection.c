@@ -125,7 +125,9 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   lua_State *L = c->hub->L;
   if (!o->first) {
     lua_rawgeti(L, LUA_REGISTRYINDEX, o->closed);
-    hub_call(c->hub, 0, 0, "in a client");
+    lua_pushstring(L, net_channel_was_refused(nc) ? "ECONNREFUSED" : "ECONNRESET");
+    lua_pushstring(L, net_channel_was_refused(nc) ? "the server refused a further channel (its max_channels?)" : "the channel was closed");
+    hub_call(c->hub, 2, 0, "in a client");
   }
   ref_drop(L, &o->self);
 }
@@ -205,7 +207,8 @@ static int dial_(lua_State *L) {
 
 static connection *check(lua_State *L) { return luaL_checkudata(L, 1, CONNECTION); }
 
-/* connection:channel(message, closed) -> channel | nil, message, name: a further one; it can be sent on at once. */
+/* connection:channel(message, closed) -> channel | nil, message, name: a further one; it can be sent on at once. At its end
+ * closed(name, message) is called. */
 static int channel_(lua_State *L) {
   connection *c = check(L);
   luaL_checktype(L, 2, LUA_TFUNCTION);

@@ -127,6 +127,12 @@ void hub_log(hub *h, const char *level, const char *format, ...) {
   fprintf(stderr, "korv: %s: %s\n", level, text);
 }
 
+void hub_log_error(hub *h, lua_State *co, const char *where) {
+  lua_xmove(co, h->L, 1);
+  hub_log(h, "error", "%s: %s", where, luaL_tolstring(h->L, -1, NULL));
+  lua_pop(h->L, 2);
+}
+
 static int set_log(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
   lua_settop(L, 1);

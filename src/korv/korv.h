@@ -51,6 +51,8 @@ void hub_handle_closed(hub *h);
 bool hub_call(hub *h, int nargs, int nresults, const char *where);
 void hub_log(hub *h, const char *level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+void hub_log_error(hub *h, lua_State *co, const char *where); /* the error on top of co (popped), as text */
+
 int ref_take(lua_State *L);              /* pops a value into the registry */
 void ref_drop(lua_State *L, int *ref);   /* idempotent */
 int fail(lua_State *L, const char *name, const char *message); /* returns nil, message, name */

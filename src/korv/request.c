@@ -1,5 +1,6 @@
 /* A request: from a message's fields to a coroutine that runs the app's handler, and from what that returns, raises or is cancelled by
  * to the answer. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,7 +59,7 @@ static int after_return(const request *r, lua_State *co) {
   lua_settop(co, 3); /* the request, code, body */
   int is_code = lua_isinteger(co, 2);
   lua_Integer code = lua_tointeger(co, 2);
-  if (r->sent && lua_isnil(co, 2) && lua_isnil(co, 3)) is_code = true, code = 200; /* a stream may just end */
+  if ((r->sent || r->stream) && lua_isnil(co, 2) && lua_isnil(co, 3)) is_code = true, code = 200; /* a stream may just end */
   if (is_code && code >= 100 && code <= 599) {
     lua_xmove(co, L, 1);
     return (int)code;
@@ -101,9 +102,10 @@ static void answer_done(const request *r, lua_State *co, int status) {
 }
 
 static void on_done(void *owner, host_task *t, lua_State *co, int status, int nresults) {
-  (void)t, (void)nresults;
+  (void)t;
   request *r = owner;
   channel *c = r->channel;
+  if (status == HOST_CANCELLED && nresults) hub_log_error(r->server->hub, co, "in a to-be-closed variable of a cancelled endpoint");
   if (c) answer_done(r, co, status);
   retire(r);
   if (!c) return;
@@ -154,7 +156,7 @@ static void set_deadline(request *r, double seconds) {
   if (!(seconds > 0) || (r->deadline && seconds >= r->seconds)) return;
   if (r->deadline) timer_stop(r->deadline);
   r->seconds = seconds;
-  r->due_ms = uv_now(r->server->hub->loop) + (uint64_t)(seconds * 1000);
+  r->due_ms = uv_now(r->server->hub->loop) + (uint64_t)(fmin(seconds, 1e9) * 1000);
   r->deadline = timer_start(r->server->hub, seconds, on_deadline, r, 0);
 }
 
@@ -304,8 +306,10 @@ static request *find(hub *h, lua_State *L) {
   return NULL;
 }
 
-static int sent(lua_State *L, int status, lua_KContext context) {
-  (void)status, (void)context;
+/* Behind the wait: what the wake brought, if anything, says that the client has gone. */
+static int sent(lua_State *L, int status, lua_KContext top) {
+  (void)status;
+  if (lua_gettop(L) > (int)top) return lua_gettop(L) - (int)top;
   lua_pushboolean(L, true);
   return 1;
 }
@@ -316,7 +320,7 @@ static int wait_to_send(lua_State *L, channel *c) {
   sender waiting = {t, host_task_ticket(c->server->hub->host, t, NULL, NULL)};
   if (wire_buf_append(&c->senders, &waiting, sizeof waiting) < 0) return luaL_error(L, "out of memory for a stream");
   host_task_wait(t);
-  return lua_yieldk(L, 0, 0, sent);
+  return lua_yieldk(L, 0, lua_gettop(L), sent);
 }
 
 static int send_item(lua_State *L, request *r) {
@@ -325,16 +329,19 @@ static int send_item(lua_State *L, request *r) {
   lua_settop(L, 2);
   if (!answer_send(&a, L, &err)) return luaL_error(L, "request:send: %s", err.text);
   hub_poke(r->server->hub);
-  if (channel_is_full(r->channel)) return wait_to_send(L, r->channel);
-  return sent(L, LUA_OK, 0);
+  if (channel_is_clogged(r->channel)) return wait_to_send(L, r->channel);
+  return sent(L, LUA_OK, lua_gettop(L));
 }
 
 static int gather_item(lua_State *L, request *r) {
   host_json_error err;
   host_json_limits limits = r->server->json;
-  if (r->items.len && wire_buf_append(&r->items, ",", 1) < 0) return luaL_error(L, "out of memory for a stream's items");
-  limits.bytes = limits.bytes > r->items.len ? limits.bytes - r->items.len : 1;
-  if (host_json_encode(L, 2, "item", &limits, &r->items, &err) == 0) return sent(L, LUA_OK, 0);
+  size_t begin = r->items.len;
+  if (begin && wire_buf_append(&r->items, ",", 1) < 0) return luaL_error(L, "out of memory for a stream's items");
+  limits.bytes = limits.bytes > begin ? limits.bytes - begin : 1;
+  lua_settop(L, 2);
+  if (host_json_encode(L, 2, "item", &limits, &r->items, &err) == 0) return sent(L, LUA_OK, 2);
+  r->items.len = begin;
   if (!err.too_large) return luaL_error(L, "request:send: %s", err.text);
   return luaL_error(L, "request:send: the items are longer than max_response_bytes (%I) together: call this endpoint with stream = true",
                     (LUAI_UACINT)r->server->json.bytes);

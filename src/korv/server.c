@@ -135,36 +135,41 @@ static void on_channel_open(void *owner, net_channel *nc) {
   net_channel_set_data(nc, c);
 }
 
+/* Those who wait to send go on; where the client has gone they are told. */
+static void wake_senders(channel *c, bool gone) {
+  hub *h = c->server->hub;
+  while (c->senders.len) {
+    sender *first = (sender *)(void *)wire_buf_at(&c->senders);
+    int told = gone ? fail(h->L, "ECANCELED", "the client has gone") : 0;
+    host_task_wake(h->host, first->task, first->ticket, h->L, told);
+    wire_buf_consume(&c->senders, sizeof *first);
+  }
+}
+
 static void on_channel_closed(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
   if (!c) return;
   request_orphan(c);
+  if (!c->server->hub->dead) wake_senders(c, true);
   wire_reader_free(c->reader);
   wire_buf_free(&c->senders);
   free(c);
   net_channel_set_data(nc, NULL);
 }
 
-bool channel_is_full(const channel *c) {
-  return c->in_flight >= c->server->channel_in_flight_most || net_channel_queued(c->net) >= c->server->queued_most;
-}
+bool channel_is_clogged(const channel *c) { return net_channel_queued(c->net) >= c->server->queued_most; }
+
+bool channel_is_full(const channel *c) { return c->in_flight >= c->server->channel_in_flight_most || channel_is_clogged(c); }
 
 static void finish_if_done(channel *c) {
   if (c->ended && c->in_flight == 0) net_channel_finish(c->net);
 }
 
-static void wake_senders(channel *c) {
-  hub *h = c->server->hub;
-  while (c->senders.len) {
-    sender *first = (sender *)(void *)wire_buf_at(&c->senders);
-    host_task_wake(h->host, first->task, first->ticket, h->L, 0);
-    wire_buf_consume(&c->senders, sizeof *first);
-  }
-}
+static void wake_senders(channel *c, bool gone);
 
 void channel_less_busy(channel *c) {
-  if (!channel_is_full(c)) wake_senders(c);
+  if (!channel_is_clogged(c)) wake_senders(c, false);
   if (c->paused && !channel_is_full(c)) {
     c->paused = false;
     net_channel_pause(c->net, false);
@@ -184,8 +189,8 @@ static void refuse(channel *c, int error, wire_encoding encoding) {
     request_refuse(c, encoding, 400, "Unable to process request", wire_strerror(error));
 }
 
-/* One message, or one bad one. False: there is none at hand. */
-static bool read_one(channel *c) {
+/* One message, or one bad one; *bytes counts what was decoded. False: there is none at hand. */
+static bool read_one(channel *c, size_t *bytes) {
   wire_message m;
   wire_buf *in = net_channel_in(c->net);
   int rc = wire_reader_next(c->reader, in, &m);
@@ -195,6 +200,7 @@ static bool read_one(channel *c) {
   }
   if (rc == WIRE_MESSAGE) {
     c->server->hub->burst_bytes += m.len;
+    *bytes += m.len;
     request_read(c, &m);
   }
   if (rc < 0) refuse(c, rc, m.encoding);
@@ -207,14 +213,14 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
   channel *c = net_channel_data(nc);
   if (!c || c->ended) return false;
   wire_buf *in = net_channel_in(nc);
-  size_t begin = in->len;
-  for (int n = 0; n < TURN_MESSAGES && begin - in->len < c->server->turn_bytes; n++) {
+  size_t bytes = 0;
+  for (int n = 0; n < TURN_MESSAGES && bytes < c->server->turn_bytes; n++) {
     if (channel_is_full(c)) {
       c->paused = true;
       net_channel_pause(nc, true);
       return false;
     }
-    if (!read_one(c)) {
+    if (!read_one(c, &bytes)) {
       finish_if_done(c);
       if (in->len == 0) wire_buf_shrink(in, 65536);
       return false;

@@ -63,7 +63,8 @@ typedef struct sender {
   uint64_t ticket;
 } sender;
 
-bool channel_is_full(const channel *c);
+bool channel_is_full(const channel *c);    /* no more requests are to be read */
+bool channel_is_clogged(const channel *c); /* no more output is to be queued */
 void channel_less_busy(channel *c); /* an answer is out: go on reading, or finish */
 
 /* ---- answer.c ---------------------------------------------------------------------------------------------------------------------------- */

@@ -1,11 +1,14 @@
 /* core.spawn, sleep and the primitives that korv.await is made of (lua/korv/task.lua). */
+#include <string.h>
+
 #include "korv/korv.h"
 
 /* ---- spawn --------------------------------------------------------------------------------------------------------------------------------- */
 
 static void on_spawned_done(void *owner, host_task *t, lua_State *co, int status, int nresults) {
-  (void)t, (void)nresults;
+  (void)t;
   hub *h = owner;
+  if (status == HOST_CANCELLED && nresults) hub_log_error(h, co, "in a to-be-closed variable of a cancelled task");
   if (status == LUA_OK || status == HOST_CANCELLED) return;
   lua_xmove(co, h->L, 1);
   const char *message = luaL_tolstring(h->L, -1, NULL);
@@ -29,6 +32,36 @@ static int spawn(lua_State *L) {
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------------------------------- */
 
+static bool is_passable(const char *name) {
+  static const char *const passable[] = {"korv.", "pcall'", "xpcall'", "dofile'"};
+  for (size_t i = 0; i < sizeof passable / sizeof *passable; i++)
+    if (strncmp(name, passable[i], strlen(passable[i])) == 0) return true;
+  return false;
+}
+
+/* Replaces a traceback on top of L by the name of the first function in it that is C, and neither ours nor one that Lua can suspend
+ * through. */
+static void name_obstacle(lua_State *L) {
+  static const char in_c[] = "[C]: in function '";
+  const char *at = strstr(lua_tostring(L, -1), in_c);
+  while (at && is_passable(at + sizeof in_c - 1)) at = strstr(at + 1, in_c);
+  const char *name = at ? at + sizeof in_c - 1 : "a metamethod or another C function'";
+  lua_pushlstring(L, name, strcspn(name, "'"));
+  lua_remove(L, -2);
+}
+
+/* Pushes why nothing can wait here; why NULL: a C function is in the way. */
+static void push_reason(lua_State *L, const char *why) {
+  if (why) {
+    lua_pushfstring(L, "cannot wait here: %s", why);
+    return;
+  }
+  luaL_traceback(L, L, NULL, 0);
+  name_obstacle(L);
+  lua_pushfstring(L, "cannot wait inside '%s': Lua cannot suspend through this C function; do the wait before or after it", lua_tostring(L, -1));
+  lua_remove(L, -2);
+}
+
 /* here() -> task | nil, why not */
 static int here(lua_State *L) {
   const char *why;
@@ -38,7 +71,7 @@ static int here(lua_State *L) {
     return 1;
   }
   lua_pushnil(L);
-  lua_pushstring(L, why);
+  push_reason(L, why);
   return 2;
 }
 
@@ -47,7 +80,7 @@ host_task *task_that_waits(lua_State *L, int level) {
   host_task *t = host_task_here(hub_get(L)->host, L, &why);
   if (t) return t;
   luaL_where(L, level);
-  lua_pushfstring(L, "cannot wait here: %s", why);
+  push_reason(L, why);
   lua_concat(L, 2);
   lua_error(L);
   return NULL;
@@ -62,6 +95,12 @@ static void undo(host_task *t, void *arg) {
     lua_pop(h->L, 1);
   lua_pushnil(h->L);
   lua_rawsetp(h->L, LUA_REGISTRYINDEX, t);
+}
+
+/* must_wait(): raises where the caller of the caller cannot wait */
+static int must_wait(lua_State *L) {
+  task_that_waits(L, 2);
+  return 0;
 }
 
 /* ticket() -> task, ticket; raises where nothing can wait */
@@ -138,7 +177,7 @@ static int sleep_(lua_State *L) {
 }
 
 void task_open(lua_State *L) {
-  static const luaL_Reg functions[] = {{"spawn", spawn}, {"sleep", sleep_}, {"here", here}, {"ticket", ticket}, {"wait", wait_for},
+  static const luaL_Reg functions[] = {{"spawn", spawn}, {"sleep", sleep_}, {"here", here}, {"must_wait", must_wait}, {"ticket", ticket}, {"wait", wait_for},
                                        {"wake", wake}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

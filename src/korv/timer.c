@@ -7,6 +7,8 @@
 
 static const char TIMER[] = "korv.timer";
 
+static const double LONGEST_S = 1e9; /* thirty years */
+
 static void on_fire(uv_timer_t *uv) {
   timer *t = (timer *)(void *)((char *)uv - offsetof(timer, uv));
   hub *h = t->hub;
@@ -40,7 +42,7 @@ timer *timer_start(hub *h, double seconds, timer_fire *fire, void *arg, uint64_t
   t->arg = arg;
   t->number = number;
   uv_update_time(h->loop);
-  uv_timer_start(&t->uv, on_fire, (uint64_t)ceil(seconds * 1000), 0);
+  uv_timer_start(&t->uv, on_fire, (uint64_t)ceil(fmin(seconds, LONGEST_S) * 1000), 0);
   return t;
 }
 

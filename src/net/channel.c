@@ -118,7 +118,7 @@ static void tell_open(net_channel *c) {
 }
 
 static void tell_drained(net_channel *c) {
-  bool over = net_channel_queued(c) > DRAINED_BYTES;
+  bool over = net_channel_queued(c) >= DRAINED_BYTES;
   if (c->over_mark && !over) c->session->events->channel_drained(c->session->owner, c);
   c->over_mark = over;
 }
@@ -174,7 +174,7 @@ void net_channel_commit(net_channel *c, bool whole) {
     }
   }
   c->due += bytes;
-  if (c->due > DRAINED_BYTES) c->over_mark = true;
+  if (c->due >= DRAINED_BYTES) c->over_mark = true;
   net_session_written(c->session);
 }
 
@@ -195,7 +195,7 @@ static void written(net_channel *c, segment *first, size_t bytes) {
   first->bytes -= bytes;
   if (first->bytes == 0) wire_buf_consume(&c->segments, sizeof *first);
   if (c->out.len == 0) wire_buf_shrink(&c->out, CHUNK_BYTES);
-  if (c->over_mark && c->due <= DRAINED_BYTES) net_session_changed(c->session);
+  if (c->over_mark && c->due < DRAINED_BYTES) net_session_changed(c->session);
 }
 
 bool net_channel_has_packets(const net_channel *c) { return c->segments.len > sizeof(segment); }
@@ -264,3 +264,4 @@ wire_buf *net_channel_out(net_channel *c) {
 bool net_channel_ended(const net_channel *c) { return c->ended; }
 bool net_channel_paused(const net_channel *c) { return c->paused; }
 bool net_channel_closing(const net_channel *c) { return c->finishing; }
+bool net_channel_was_refused(const net_channel *c) { return c->remote_closed && !c->has_way; }

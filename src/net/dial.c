@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -300,7 +302,7 @@ static bool set_options(net_session *s, int fd) {
   dial *d = s->dial;
   unsigned port = (unsigned)d->port;
   bool no_config = false;
-  int on = 1, rsa_bits = NET_RSA_BITS;
+  int rsa_bits = NET_RSA_BITS;
   const char *known_hosts = d->known_hosts ? d->known_hosts : "/dev/null";
   const struct {
     enum ssh_options_e name;
@@ -311,7 +313,6 @@ static bool set_options(net_session *s, int fd) {
       {SSH_OPTIONS_PORT, &port},
       {SSH_OPTIONS_USER, d->user},
       {SSH_OPTIONS_FD, &fd},
-      {SSH_OPTIONS_NODELAY, &on},
       {SSH_OPTIONS_KNOWNHOSTS, known_hosts},
       {SSH_OPTIONS_GLOBAL_KNOWNHOSTS, "/dev/null"},
       {SSH_OPTIONS_CIPHERS_C_S, NET_CIPHERS},
@@ -361,6 +362,7 @@ static void on_connected(uv_connect_t *request, int status) {
   int copy = -1;
   if (status == 0 && uv_fileno((uv_handle_t *)&a->tcp, &fd) == 0) copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
   end_attempt(a->dial);
+  if (copy >= 0) setsockopt(copy, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)); /* with an fd of ours libssh does not */
   if (copy >= 0)
     begin_ssh(s, copy);
   else

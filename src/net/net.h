@@ -127,6 +127,7 @@ void *net_channel_data(const net_channel *c);
 wire_buf *net_channel_in(net_channel *c);       /* what has come; consume from it */
 bool net_channel_ended(const net_channel *c);   /* the peer sends no more than is in there */
 void net_channel_pause(net_channel *c, bool on); /* stop reading: the peer's window runs full */
+bool net_channel_was_refused(const net_channel *c); /* of one that is closed: it never was open */
 bool net_channel_paused(const net_channel *c);
 bool net_channel_closing(const net_channel *c); /* finished or aborted from our side */
 
