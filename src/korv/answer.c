@@ -75,6 +75,7 @@ bool answer_send(const answer *a, lua_State *L, host_json_error *err) {
   lua_pop(L, 1);
   if (encoded && a->more) room = wire_buf_append(out, ",\"more\":true", 12) == WIRE_OK;
   if (encoded && room) room = wire_buf_append(out, "}\n", a->encoding == WIRE_LINE ? 2 : 1) == WIRE_OK;
+  hub_burst(c->server->hub, out->len - begin);
   if (!room)
     net_channel_abort(c->net); /* no memory for the answer */
   else if (encoded)

@@ -33,7 +33,7 @@ typedef struct outlet { /* one channel, as Lua holds it */
 static void tell_message(const outlet *o, const wire_message *m) {
   host_json_error err;
   hub *h = o->connection->hub;
-  h->burst_bytes += m->len;
+  hub_burst(h, m->len);
   lua_rawgeti(h->L, LUA_REGISTRYINDEX, o->message);
   if (host_json_decode(h->L, m->text, m->len, &o->connection->json, NULL, 0, &err) < 0) {
     lua_pop(h->L, 1);
@@ -113,7 +113,11 @@ static void on_channel_open(void *owner, net_channel *nc) {
   lua_pop(L, 1);
 }
 
-static void on_channel_drained(void *owner, net_channel *nc) { (void)owner, (void)nc; }
+static void on_channel_drained(void *owner, net_channel *nc) {
+  const connection *c = owner;
+  (void)nc;
+  hub_burst(c->hub, BURST_BYTES);
+}
 
 static void on_channel_closed(void *owner, net_channel *nc) {
   connection *c = owner;

@@ -13,7 +13,7 @@
 static const char HUB[] = "korv.hub";
 static const char LOG[] = "korv.log";
 
-enum { BURST_BYTES = 4 << 20, REST_MS = 1000, AFTER_REST_MS = 2000 };
+enum { REST_MS = 1000 };
 
 /* ---- a turn ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -44,14 +44,23 @@ static void stay_awake(hub *h, bool awake) {
 }
 
 /* Garbage and free pages that large messages left behind would stay until the next burst: Lua collects only as it allocates, and the
- * allocator keeps what it once had. */
+ * allocator keeps what it once had. All is collected only where half of what there is may be garbage, so that a program with much in
+ * memory is not held up for little. */
 static void on_rest(uv_timer_t *handle) {
   hub *h = (hub *)(void *)((char *)handle - offsetof(hub, rest));
-  h->burst_bytes = 0;
-  if (--h->rests) uv_timer_start(&h->rest, on_rest, AFTER_REST_MS, 0); /* what was still on its way out */
-  lua_gc(h->L, LUA_GCCOLLECT);
+  if (lua_gc(h->L, LUA_GCCOUNT) >= 2 * h->rested_kb) {
+    lua_gc(h->L, LUA_GCCOLLECT);
+    h->rested_kb = lua_gc(h->L, LUA_GCCOUNT);
+  }
   wire_codec_trim(h->codec);
   malloc_trim(0);
+}
+
+void hub_burst(hub *h, size_t bytes) {
+  h->burst_bytes += bytes;
+  if (h->burst_bytes < BURST_BYTES || h->dead) return;
+  h->burst_bytes = 0;
+  uv_timer_start(&h->rest, on_rest, REST_MS, 0);
 }
 
 static void turn(hub *h) {
@@ -67,9 +76,6 @@ static void turn(hub *h) {
   lua_settop(h->L, 0);
   h->in_turn = false;
   stay_awake(h, more);
-  if (h->burst_bytes < BURST_BYTES) return;
-  if (!uv_is_active((uv_handle_t *)&h->rest)) uv_timer_start(&h->rest, on_rest, REST_MS, 0);
-  h->rests = 2;
 }
 
 static bool has_work(const hub *h) { return net_pending(h->net) || host_pending(h->host); }

@@ -30,9 +30,9 @@ typedef struct hub {
   uv_prepare_t prepare;    /* a turn before the loop sleeps, */
   uv_check_t check;        /* one after what woke it, */
   uv_idle_t idle;          /* and no sleep while something is left to do */
-  uv_timer_t rest;         /* after a burst: memory is given back when it is quiet */
-  size_t burst_bytes;      /* of messages since the last rest */
-  unsigned rests;          /* still to be taken for them */
+  uv_timer_t rest;         /* after a burst: memory is given back */
+  size_t burst_bytes;      /* of large messages, not followed by a rest yet */
+  int rested_kb;           /* of Lua's memory, after the last rest that collected */
   LIST_HEAD(, request) requests; /* of all servers, while they are to be answered */
   timer *timers, *spare_timers; /* all, and those not in use */
   unsigned closing_handles;
@@ -45,6 +45,9 @@ void hub_open(lua_State *L); /* makes it where there is none; the module's table
 hub *hub_get(lua_State *L);
 void hub_poke(hub *h); /* something was queued outside a turn */
 void hub_handle_closed(hub *h);
+
+enum { BURST_BYTES = 4 << 20 };
+void hub_burst(hub *h, size_t bytes); /* so much came in or was queued: past BURST_BYTES a rest follows, when it is quiet */
 
 /* Calls the function below nargs arguments on h->L, protected; an error goes to the log (core.log) with its traceback and `where`. Leaves
  * nresults values, or none and returns false. */

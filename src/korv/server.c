@@ -178,7 +178,8 @@ void channel_less_busy(channel *c) {
 }
 
 static void on_channel_drained(void *owner, net_channel *nc) {
-  (void)owner;
+  server *s = owner;
+  hub_burst(s->hub, BURST_BYTES);
   if (net_channel_data(nc)) channel_less_busy(net_channel_data(nc));
 }
 
@@ -199,7 +200,7 @@ static bool read_one(channel *c, size_t *bytes) {
     c->ended = true;
   }
   if (rc == WIRE_MESSAGE) {
-    c->server->hub->burst_bytes += m.len;
+    hub_burst(c->server->hub, m.len);
     *bytes += m.len;
     request_read(c, &m);
   }

@@ -58,7 +58,7 @@ static void push_reason(lua_State *L, const char *why) {
   }
   luaL_traceback(L, L, NULL, 0);
   name_obstacle(L);
-  lua_pushfstring(L, "cannot wait inside '%s': Lua cannot suspend through this C function; do the wait before or after it", lua_tostring(L, -1));
+  lua_pushfstring(L, "cannot wait here: inside '%s', a C function, Lua cannot suspend; do the wait before or after it", lua_tostring(L, -1));
   lua_remove(L, -2);
 }
 
