@@ -13,7 +13,7 @@
 static const char HUB[] = "korv.hub";
 static const char LOG[] = "korv.log";
 
-enum { REST_MS = 1000 };
+enum { REST_MS = 1000, SMALL_KB = 65536 };
 
 /* ---- a turn ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -44,11 +44,12 @@ static void stay_awake(hub *h, bool awake) {
 }
 
 /* Garbage and free pages that large messages left behind would stay until the next burst: Lua collects only as it allocates, and the
- * allocator keeps what it once had. All is collected only where half of what there is may be garbage, so that a program with much in
- * memory is not held up for little. */
+ * allocator keeps what it once had. A program with much in memory is collected only where half of that may be garbage: it is not to be
+ * held up for little. */
 static void on_rest(uv_timer_t *handle) {
   hub *h = (hub *)(void *)((char *)handle - offsetof(hub, rest));
-  if (lua_gc(h->L, LUA_GCCOUNT) >= 2 * h->rested_kb) {
+  int kb = lua_gc(h->L, LUA_GCCOUNT);
+  if (kb < SMALL_KB || kb >= 2 * h->rested_kb) {
     lua_gc(h->L, LUA_GCCOLLECT);
     h->rested_kb = lua_gc(h->L, LUA_GCCOUNT);
   }

@@ -6,7 +6,10 @@
 
 static const char SERVER[] = "korv.server";
 
-enum { TURN_MESSAGES = 256 }; /* what one channel may do before others get their turn */
+enum {
+  TURN_MESSAGES = 256, /* what one channel may do before others get their turn */
+  LARGE_BYTES = 1 << 20,
+};
 
 /* ---- log-in -------------------------------------------------------------------------------------------------------------------------- */
 
@@ -152,6 +155,7 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   if (!c) return;
   request_orphan(c);
   if (!c->server->hub->dead) wake_senders(c, true);
+  if (c->large) hub_burst(c->server->hub, BURST_BYTES); /* its buffers go now */
   wire_reader_free(c->reader);
   wire_buf_free(&c->senders);
   free(c);
@@ -200,6 +204,7 @@ static bool read_one(channel *c, size_t *bytes) {
     c->ended = true;
   }
   if (rc == WIRE_MESSAGE) {
+    c->large |= m.len > LARGE_BYTES;
     hub_burst(c->server->hub, m.len);
     *bytes += m.len;
     request_read(c, &m);

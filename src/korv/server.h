@@ -56,6 +56,7 @@ struct channel {
   request_list requests;
   wire_buf senders; /* of `sender`: tasks that wait for output to drain */
   bool paused, ended; /* ended: no more requests will come */
+  bool large;         /* it has carried large messages */
 };
 
 typedef struct sender {
