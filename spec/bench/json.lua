@@ -9,7 +9,7 @@
 local korv = require "korv.core".json
 local cjson = require "cjson"
 
-local ROUNDS = 9
+local ROUNDS = 15
 local seconds = tonumber(arg[1]) or 0.1
 
 cjson.encode_number_precision(14) -- the most that it has

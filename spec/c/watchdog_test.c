@@ -12,7 +12,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -160,7 +159,7 @@ static void every_runaway_is_stopped(void **state) {
     const char *name = lua_tostring(o->L, -2);
     outcome out = run(o);
     if (!out.stopped || !strstr(out.text, "runaway.lua:")) fail_msg("%s: %s", name, out.text);
-    is_stopped(&out, SPEC_DATA); if (getenv("V")) printf("%s %.3f\n", name, out.cpu_s);
+    is_stopped(&out, SPEC_DATA);
     if (out.cpu_s > slowest_s) slowest_s = out.cpu_s;
     lua_settop(o->L, 2);
   }
@@ -200,6 +199,29 @@ static void a_c_function_is_let_finish(void **state) {
   is_stopped(&out, "app.lua:1: ");
   out = run_text(o, "return ('a'):rep(12000):find('.-b')"); /* in the place of the task's own function, which has gone */
   is_stopped(&out, "stopped after 0.05 s ");
+}
+
+/* What a loop of debug.sethook() does, in CPU time that can be told. */
+static int take_the_hook_away(lua_State *L) {
+  int n = 0;
+  for (double begin_s = cpu_s(); cpu_s() - begin_s < luaL_checknumber(L, 1);) {
+    if (lua_gethook(L)) n++;
+    lua_sethook(L, NULL, 0, 0);
+  }
+  lua_pushinteger(L, n);
+  lua_setglobal(L, "times");
+  return 0;
+}
+
+/* Ticks are 31 ms apart until it is stopped, and as close as the system has them from then on. */
+static void a_stop_is_repeated_soon(void **state) {
+  const world *o = *state;
+  assert_int_equal(watchdog_limit(o->w, 0.5), 0);
+  lua_register(o->L, "take_the_hook_away", take_the_hook_away);
+  outcome out = run_text(o, "take_the_hook_away(0.75) while true do end");
+  assert_true(out.stopped);
+  out = run_text(o, "return times > 10");
+  ends(&out, "true");
 }
 
 /* ---- what is not ----------------------------------------------------------------------------------------------------------------------- */
@@ -295,12 +317,27 @@ static void a_coroutine_beside_the_stop_lives(void **state) {
   ends(&out, "2");
 }
 
-/* One made while its maker was hooked already carries the hook over. */
+static void burn(double seconds) {
+  for (double begin_s = cpu_s(); cpu_s() - begin_s < seconds;) continue;
+}
+
+/* late = coroutine.create(fn), once the caller has been hooked: it inherits the hook */
+static int make_late(lua_State *L) {
+  burn(LIMIT_S * 1.5);
+  assert_non_null(lua_gethook(L));
+  lua_State *co = lua_newthread(L);
+  assert_non_null(lua_gethook(co));
+  lua_setglobal(L, "late");
+  lua_xmove(L, co, 1);
+  return 0;
+}
+
 static void an_inherited_hook_is_shed(void **state) {
   const world *o = *state;
-  outcome out = run_text(o, "while true do late = coroutine.wrap(function() local n = 0 while true do n = n + 1 coroutine.yield(n) end end) end");
+  lua_register(o->L, "make_late", make_late);
+  outcome out = run_text(o, "make_late(function() local n = 0 while true do n = n + 1 coroutine.yield(n) end end)");
   is_stopped(&out, "app.lua:1: ");
-  out = run_text(o, "late() return late()");
+  out = run_text(o, "coroutine.resume(late) return select(2, coroutine.resume(late))");
   ends(&out, "2");
 }
 
@@ -308,7 +345,8 @@ static const char CLOSERS[] = "order = {}\n"
                               "local function closing(name, fn)\n"
                               "  return setmetatable({}, { __close = function() order[#order + 1] = name if fn then fn() end end })\n"
                               "end\n"
-                              "local function spin() while true do end end\n";
+                              "local function spin() while true do end end\n"
+                              "local function work() local t = os.clock() while os.clock() - t < 0.01 do end order[#order + 1] = 'done' end\n";
 
 static outcome run_with_closers(const world *o, const char *text) {
   lua_pushfstring(o->L, "%s%s", CLOSERS, text);
@@ -317,15 +355,16 @@ static outcome run_with_closers(const world *o, const char *text) {
   return run(o);
 }
 
+/* To the end, by code that takes its time. */
 static void what_it_held_open_is_closed(void **state) {
   const world *o = *state;
-  outcome out = run_with_closers(o, "local _ <close> = closing 'task'\n"
-                                    "pcall(function() local _ <close> = closing 'pcall'\n"
-                                    "  coroutine.wrap(function() local _ <close> = closing 'outer'\n"
-                                    "    coroutine.wrap(function() local _ <close> = closing 'inner' pcall(spin) end)() end)() end)");
+  outcome out = run_with_closers(o, "local _ <close> = closing('task', work)\n"
+                                    "pcall(function() local _ <close> = closing('pcall', work)\n"
+                                    "  coroutine.wrap(function() local _ <close> = closing('outer', work)\n"
+                                    "    coroutine.wrap(function() local _ <close> = closing('inner', work) pcall(spin) end)() end)() end)");
   is_stopped(&out, "app.lua:5: ");
   out = run_text(o, "return table.concat(order, ' ')");
-  ends(&out, "inner outer pcall task");
+  ends(&out, "inner done outer done pcall done task done");
 }
 
 /* Those in coroutines share one more limit, those of the task have one: closers that loop cost two, however many there are. */
@@ -533,10 +572,6 @@ static void several_hosts_on_a_thread(void **state) {
   is_stopped(&out, "app.lua:1: ");
 }
 
-static void burn(double seconds) {
-  for (double begin_s = cpu_s(); cpu_s() - begin_s < seconds;) continue;
-}
-
 /* The timer must not outlive the watchdog, nor the watchdog its state. */
 static void hosts_come_and_go(void **state) {
   const world *o = *state;
@@ -647,6 +682,7 @@ int main(void) {
       TEST(says_where),
       TEST(tells_the_stack_of_a_coroutine),
       TEST(a_c_function_is_let_finish),
+      TEST(a_stop_is_repeated_soon),
       TEST(just_under_the_limit_is_well),
       TEST(well_over_the_limit_is_not),
       TEST(short_tasks_pay_for_nobody),

@@ -28,6 +28,7 @@ static int turn_protected(lua_State *L) {
   hub *h = lua_touserdata(L, 1);
   tell_time(h);
   bool more = net_report(h->net);
+  more |= net_flush(h->net); /* answers do not wait for what the tasks compute */
   more |= host_run(h->host, L);
   more |= net_flush(h->net);
   lua_pushboolean(L, more);
