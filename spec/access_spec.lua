@@ -71,6 +71,25 @@ describe("access", function()
       end
     end)
 
+    it("whose name is hashed in known_hosts, as Debian's ssh writes it, is known", function()
+      local path = support.known_hosts(server, "hashed")
+      assert(support.run({ "ssh-keygen", "-q", "-H", "-f", path }).code == 0)
+      assert.matches("^|1|", support.read(path))
+      assert(dial(server, { known_hosts = path }))
+    end)
+
+    it("whose key is @revoked in known_hosts is refused, also where another line has it", function()
+      local key = support.read(server.host_key .. ".pub"):match "^%S+ %S+"
+      local path = support.write("revoked", ("@revoked * %s\n[127.0.0.1]:%d %s\n"):format(key, server.port, key))
+      assert.is_nil((dial(server, { known_hosts = path })))
+      assert.is_nil((dial(server, { known_hosts = path, accept_new = true })))
+    end)
+
+    it("known_hosts = /dev/null knows none, and with accept_new takes any", function()
+      assert.equal("EHOSTKEY", select(3, dial(server, { known_hosts = "/dev/null" })))
+      assert(dial(server, { known_hosts = "/dev/null", accept_new = true }))
+    end)
+
     it("known_hosts = false takes any key", function()
       assert.equal(200, assert(dial(server, { known_hosts = false })):get("/hello").code)
     end)

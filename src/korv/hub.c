@@ -249,7 +249,8 @@ static void ignore_broken_pipes(void) {
 static void open_luv(lua_State *L) {
   lua_getglobal(L, "require");
   lua_pushliteral(L, "luv");
-  lua_call(L, 1, 0);
+  lua_call(L, 1, 1);
+  lua_setfield(L, LUA_REGISTRYINDEX, "korv.luv"); /* its table owns the loop: it must outlive package.loaded */
   luv_ctx_t *ctx = luv_context(L);
   lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
   ctx->L = lua_tothread(L, -1); /* whoever opened luv first may have been a coroutine, which dies */

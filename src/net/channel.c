@@ -232,19 +232,27 @@ void net_channel_abort(net_channel *c) {
   net_session_written(c->session);
 }
 
-/* libssh sends no CLOSE while its socket buffer holds bytes and tells so only by SSH_AGAIN: so EOF first, and CLOSE when that is out. */
+/* The next step of closing: what `ssh -s` exits with, EOF, CLOSE. */
+static void close_step(net_channel *c) {
+  if (!c->eof_sent && !c->status_sent && c->session->listener && c->way == NET_SUBSYSTEM && !c->remote_closed) {
+    ssh_channel_request_send_exit_status(c->ssh, c->aborted);
+    c->status_sent = true;
+  } else if (!c->eof_sent) {
+    ssh_channel_send_eof(c->ssh);
+    c->eof_sent = true;
+  } else {
+    ssh_channel_close(c->ssh);
+    c->close_sent = true;
+    net_session_changed(c->session);
+  }
+}
+
+/* libssh sends no CLOSE while its socket buffer holds bytes and tells so only by SSH_AGAIN: so each step waits for the one before. */
 void net_channel_close_out(net_channel *c) {
-  if (!c->finishing || c->opening || c->close_sent || c->segments.len) return;
-  for (int step = 0; step < 2 && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING); step++) {
-    if (c->eof_sent) {
-      ssh_channel_close(c->ssh);
-      c->close_sent = true;
-      net_session_changed(c->session);
-    } else {
-      ssh_channel_send_eof(c->ssh);
-      c->eof_sent = true;
-    }
-    if (!net_session_healthy(c->session) || c->close_sent) return;
+  if (!c->finishing || c->opening || c->segments.len) return;
+  while (!c->close_sent && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING)) {
+    close_step(c);
+    if (!net_session_healthy(c->session)) return;
   }
 }
 

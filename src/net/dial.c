@@ -214,14 +214,34 @@ static int step_auth(net_session *s) {
 
 /* ---- the host's key ------------------------------------------------------------------------------------------------------------------- */
 
-static bool host_fingerprint(net_session *s) {
+/* The library passes over lines with a marker. A revoked key is refused whatever hosts its line names. */
+static bool is_revoked(const char *known_hosts, const char *blob) {
+  static const char marker[] = "@revoked";
+  FILE *file = fopen(known_hosts, "re");
+  char *line = NULL;
+  size_t size = 0;
+  bool revoked = false;
+  while (file && !revoked && getline(&line, &size, file) >= 0)
+    revoked = strncmp(line, marker, sizeof marker - 1) == 0 && strstr(line, blob);
+  free(line);
+  if (file) fclose(file);
+  return revoked;
+}
+
+/* Notes the fingerprint of the host's key; false where that can't be read or is revoked. */
+static bool host_key_is_sound(net_session *s) {
+  dial *d = s->dial;
   ssh_key key = NULL;
   char *blob = NULL;
-  bool ok = ssh_get_server_publickey(s->ssh, &key) == SSH_OK && net_public_key_text(key, &blob, s->fingerprint, sizeof s->fingerprint);
+  bool read = ssh_get_server_publickey(s->ssh, &key) == SSH_OK && net_public_key_text(key, &blob, s->fingerprint, sizeof s->fingerprint);
+  bool revoked = read && d->known_hosts && is_revoked(d->known_hosts, blob);
   ssh_string_free_char(blob);
   ssh_key_free(key);
-  if (!ok) net_session_fail(s, "EHOSTKEY", "the host's key cannot be read");
-  return ok;
+  if (!read) net_session_fail(s, "EHOSTKEY", "the host's key cannot be read");
+  if (revoked)
+    net_session_fail(s, "EHOSTKEYCHANGED", "THE HOST KEY OF %s PORT %d IS REVOKED: %s is marked so in %s", d->host, d->port, s->fingerprint,
+                     d->known_hosts);
+  return read && !revoked;
 }
 
 /* The library takes a file that cannot be read for an empty one. */
@@ -229,8 +249,8 @@ static bool known_hosts_can_be_read(net_session *s) {
   const char *path = s->dial->known_hosts;
   struct stat st;
   if (stat(path, &st) < 0 && errno == ENOENT) return true;
-  if (S_ISREG(st.st_mode) && access(path, R_OK) == 0) return true;
-  net_session_fail(s, "EHOSTKEY", "cannot read %s: %s", path, S_ISREG(st.st_mode) ? strerror(errno) : "not a file");
+  if (!S_ISDIR(st.st_mode) && access(path, R_OK) == 0) return true;
+  net_session_fail(s, "EHOSTKEY", "cannot read %s: %s", path, S_ISDIR(st.st_mode) ? "it is a folder" : strerror(errno));
   return false;
 }
 
@@ -251,9 +271,9 @@ static bool accept_host(net_session *s) {
 
 static bool host_is_trusted(net_session *s) {
   dial *d = s->dial;
-  if (!host_fingerprint(s)) return false;
+  if (d->known_hosts && !known_hosts_can_be_read(s)) return false;
+  if (!host_key_is_sound(s)) return false;
   if (!d->known_hosts) return true;
-  if (!known_hosts_can_be_read(s)) return false;
   switch (ssh_session_is_known_server(s->ssh)) {
   case SSH_KNOWN_HOSTS_OK: return true;
   case SSH_KNOWN_HOSTS_CHANGED:
