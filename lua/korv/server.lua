@@ -18,7 +18,7 @@ local OPTIONS = {
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
-  login_timeout = "seconds", keepalive = "number",
+  login_timeout = "seconds", keepalive = "number", cpu_limit = "number",
 }
 
 local function load_host_key(path, passphrase)
@@ -125,6 +125,7 @@ end
 -- - `passphrase` of encrypted host keys
 -- - `tracebacks` whether a 500 carries its traceback (true); false: an id, under which the log has it
 -- - `json` another codec for bodies: a module with `encode` and `decode`, such as cjson
+-- - `cpu_limit` seconds that an endpoint may compute without waiting (1; 0: any); past it the answer is a 500 that says so
 -- - `max_packet_size` accepted for the first korv's sake; messages of any size are read
 -- - `max_message_bytes`, `max_packed_bytes`, `max_response_bytes` (16 MiB each): a message after and before decompression, an answer
 -- - `max_depth` of nested JSON (128)
@@ -179,6 +180,7 @@ function Server:listen()
   end
   local listening, message, name = check.call("korv.server", 2, core.server, options)
   if not listening then return nil, message, name end
+  core.cpu_limit(self.options.cpu_limit or 1)
   self.core, self.port = listening, listening:port()
   return self
 end

@@ -66,9 +66,14 @@ void host_json_module(lua_State *L);
 typedef struct host host;           /* what one Lua state's tasks share */
 typedef struct host_task host_task; /* one coroutine at work; pooled, and never freed before the host */
 
-host *host_new(void *owner); /* NULL: no memory */
+host *host_new(lua_State *L, void *owner); /* NULL: no memory; may raise for want of it, too */
 void host_free(host *h);     /* before the Lua state closes, or while it does */
 void *host_owner(const host_task *t);
+
+/* The CPU time that a task may take between two waits, and a host_pcall in all: past it Lua code is stopped, and that is an error
+ * (LUA_ERRRUN) which nothing in it can catch. 0: any. To be set on the thread that runs Lua; 0, or a negative errno. */
+int host_cpu_limit(host *h, double seconds);
+int host_pcall(host *h, lua_State *L, int nargs, int nresults, int handler); /* lua_pcall under the limit; a stop calls no handler */
 
 enum { HOST_CANCELLED = 64 }; /* a status beside Lua's own */
 

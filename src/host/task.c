@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "host/host.h"
+#include "host/watchdog.h"
 
 struct host_task {
   host_task *next; /* in the pool or the ready queue */
@@ -22,6 +23,7 @@ struct host_task {
   bool waits;     /* it yielded for its ticket */
   bool again;     /* ready as soon as it waits */
   bool cancelled; /* to be closed in place of being resumed */
+  bool stopped;   /* by the watchdog */
 };
 
 struct host {
@@ -29,17 +31,28 @@ struct host {
   host_task *ready_first, *ready_last;
   uint64_t tickets;
   void *owner;
+  watchdog *watchdog;
 };
 
-host *host_new(void *owner) {
+host *host_new(lua_State *L, void *owner) {
+  watchdog *w = watchdog_open(L); /* first: it may raise */
   host *h = calloc(1, sizeof *h);
-  if (h) h->owner = owner;
+  if (!h) return NULL;
+  h->owner = owner;
+  h->watchdog = w;
   return h;
+}
+
+int host_cpu_limit(host *h, double seconds) { return watchdog_limit(h->watchdog, seconds); }
+
+int host_pcall(host *h, lua_State *L, int nargs, int nresults, int handler) {
+  return watchdog_pcall(h->watchdog, L, nargs, nresults, handler);
 }
 
 void *host_owner(const host_task *t) { return t->host->owner; }
 
 void host_free(host *h) {
+  watchdog_close(h->watchdog);
   while (h->all) {
     host_task *t = h->all;
     h->all = t->all;
@@ -77,17 +90,26 @@ host_task *host_task_new(host *h, lua_State *L, host_task_done *done, void *owne
   t->next = NULL;
   t->done = done;
   t->owner = owner;
-  t->cancelled = false;
+  t->cancelled = t->stopped = false;
   return t;
 }
 
 lua_State *host_task_state(const host_task *t) { return t->co; }
 void *host_task_owner(const host_task *t, host_task_done *done) { return t->done == done ? t->owner : NULL; }
 
-/* An error leaves the dead frames for the traceback; resetting makes the thread good again. */
+/* Closes the to-be-closed variables of every frame. False: one of them raised, or the coroutine is good for nothing more. */
+static bool reset(host *h, host_task *t) {
+  watchdog_run run;
+  watchdog_enter(h->watchdog, &run, t->co);
+  int status = lua_resetthread(t->co);
+  if (watchdog_leave(h->watchdog, &run)) t->stopped = true;
+  return status == LUA_OK && !t->stopped;
+}
+
+/* An error leaves the dead frames for the traceback; resetting makes the thread good again, unless the watchdog has touched it. */
 static void recycle(host *h, lua_State *L, host_task *t, int status) {
   bool dead = status != LUA_OK && status != HOST_CANCELLED;
-  if (dead && lua_resetthread(t->co) != LUA_OK) drop_thread(L, t);
+  if ((dead && !reset(h, t)) || t->stopped) drop_thread(L, t);
   if (t->co) lua_settop(t->co, 0);
   t->next = h->pool;
   h->pool = t;
@@ -99,9 +121,17 @@ static void finish(host *h, host_task *t, lua_State *L, int status, int nresults
   recycle(h, L, t, status);
 }
 
+/* What the watchdog stopped goes on top of co, which stays where it was for a traceback. */
+static void tell_stopped(host *h, host_task *t, lua_State *L) {
+  t->stopped = true;
+  watchdog_push_message(h->watchdog, L);
+  lua_xmove(L, t->co, 1);
+}
+
 /* Closing runs the to-be-closed variables of every frame; what the last of them raised is on top of co. */
 static void close_cancelled(host *h, host_task *t, lua_State *L) {
-  int failed = lua_resetthread(t->co) != LUA_OK;
+  int failed = !reset(h, t);
+  if (t->stopped) tell_stopped(h, t, L);
   finish(h, t, L, HOST_CANCELLED, failed);
 }
 
@@ -128,11 +158,20 @@ static int suspended(host *h, host_task *t, int nresults) {
 
 static void resume(host *h, host_task *t, lua_State *L) {
   int nresults = 0;
+  watchdog_run run;
   t->waits = t->again = false;
   h->running = t;
+  watchdog_enter(h->watchdog, &run, t->co);
   int status = lua_resume(t->co, L, t->nargs, &nresults);
+  bool stopped = watchdog_leave(h->watchdog, &run);
   h->running = NULL;
-  if (status == LUA_YIELD) status = suspended(h, t, nresults);
+  if (stopped) {
+    if (t->waits) end_wait(t); /* it may have come to wait at that very moment */
+    tell_stopped(h, t, L);
+    status = LUA_ERRRUN;
+  } else if (status == LUA_YIELD) {
+    status = suspended(h, t, nresults);
+  }
   if (status != LUA_YIELD) finish(h, t, L, status, nresults);
 }
 

@@ -109,7 +109,7 @@ bool hub_call(hub *h, int nargs, int nresults, const char *where) {
   int handler = lua_gettop(L) - nargs;
   lua_pushcfunction(L, with_traceback);
   lua_insert(L, handler);
-  bool ok = lua_pcall(L, nargs, nresults, handler) == LUA_OK;
+  bool ok = host_pcall(h->host, L, nargs, nresults, handler) == LUA_OK;
   if (!ok) {
     hub_log(h, "error", "%s: %s", where, lua_tostring(L, -1));
     lua_pop(L, 1);
@@ -129,7 +129,7 @@ void hub_log(hub *h, const char *level, const char *format, ...) {
   if (lua_getfield(L, LUA_REGISTRYINDEX, LOG) == LUA_TFUNCTION) {
     lua_pushstring(L, level);
     lua_pushstring(L, text);
-    if (lua_pcall(L, 2, 0, 0) == LUA_OK) return;
+    if (host_pcall(h->host, L, 2, 0, 0) == LUA_OK) return;
   }
   lua_pop(L, 1);
   fprintf(stderr, "korv: %s: %s\n", level, text);
@@ -148,17 +148,23 @@ static int set_log(lua_State *L) {
   return 0;
 }
 
+/* cpu_limit([seconds]): of this thread's CPU between two waits of a task, and in a callback; none or 0: any. */
+static int cpu_limit(lua_State *L) {
+  int rc = host_cpu_limit(hub_get(L)->host, luaL_optnumber(L, 1, 0));
+  return rc < 0 ? luaL_error(L, "cpu_limit cannot be set: %s", strerror(-rc)) : 0;
+}
+
 /* In luv's own words an error in a callback ends the process; in a server it must not. */
 static int luv_callback(lua_State *L, int nargs, int nresults, int flags) {
   (void)flags;
   int top = lua_gettop(L) - nargs; /* where the function is */
   lua_pushcfunction(L, with_traceback);
   lua_insert(L, top);
-  int status = lua_pcall(L, nargs, nresults, top);
+  hub *h = hub_get(L); /* NULL: the state closes */
+  int status = h ? host_pcall(h->host, L, nargs, nresults, top) : lua_pcall(L, nargs, nresults, top);
   lua_remove(L, top);
   if (status == LUA_OK) return nresults == LUA_MULTRET ? lua_gettop(L) - top + 1 : nresults;
-  hub *h = hub_get(L);
-  hub_log(h, "error", "in a luv callback: %s", lua_tostring(L, -1));
+  if (h) hub_log(h, "error", "in a luv callback: %s", lua_tostring(L, -1));
   lua_pop(L, 1);
   return -status;
 }
@@ -268,6 +274,8 @@ hub *hub_get(lua_State *L) {
 void hub_open(lua_State *L) {
   lua_pushcfunction(L, set_log);
   lua_setfield(L, -2, "set_log");
+  lua_pushcfunction(L, cpu_limit);
+  lua_setfield(L, -2, "cpu_limit");
   if (hub_get(L)) return; /* the module is loaded a second time */
   open_luv(L);
   ignore_broken_pipes();
@@ -282,7 +290,7 @@ void hub_open(lua_State *L) {
   h->loop = luv_loop(L);
   h->luv = luv_data(L, h);
   h->net = net_new(h->loop, h->luv);
-  h->host = host_new(h);
+  h->host = host_new(L, h);
   h->codec = wire_codec_new();
   if (!h->net || !h->host || !h->codec) luaL_error(L, "out of memory");
   h->L = lua_newthread(L);

@@ -248,9 +248,9 @@ static bool host_key_is_sound(net_session *s) {
 static bool known_hosts_can_be_read(net_session *s) {
   const char *path = s->dial->known_hosts;
   struct stat st;
-  if (stat(path, &st) < 0 && errno == ENOENT) return true;
-  if (!S_ISDIR(st.st_mode) && access(path, R_OK) == 0) return true;
-  net_session_fail(s, "EHOSTKEY", "cannot read %s: %s", path, S_ISDIR(st.st_mode) ? "it is a folder" : strerror(errno));
+  bool there = stat(path, &st) == 0;
+  if (there ? !S_ISDIR(st.st_mode) && access(path, R_OK) == 0 : errno == ENOENT) return true;
+  net_session_fail(s, "EHOSTKEY", "cannot read %s: %s", path, there && S_ISDIR(st.st_mode) ? "it is a folder" : strerror(errno));
   return false;
 }
 
