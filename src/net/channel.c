@@ -200,9 +200,12 @@ static void written(net_channel *c, segment *first, size_t bytes) {
 
 bool net_channel_has_packets(const net_channel *c) { return c->segments.len > sizeof(segment); }
 
+/* What libssh has not sent yet is to be sent first, unless it gathers packets on purpose. */
+static bool may_write(const net_session *s) { return s->gathering || !(ssh_get_status(s->ssh) & SSH_WRITE_PENDING); }
+
 size_t net_channel_write(net_channel *c) {
   size_t turn = 0;
-  while (c->told_open && c->segments.len && turn < CHUNK_BYTES && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING)) {
+  while (c->told_open && c->segments.len && turn < CHUNK_BYTES && may_write(c->session)) {
     segment *first = (segment *)(void *)wire_buf_at(&c->segments);
     size_t bytes = writable_bytes(c, first);
     if (bytes == 0) break;

@@ -87,7 +87,7 @@ struct net_session {
   int poll_mask;
   unsigned closing_handles;
   session_state state;
-  bool in_reports, in_flushes, told_open, verified, logged_in;
+  bool in_reports, in_flushes, told_open, verified, logged_in, gathering;
   uint64_t seen_bytes; /* of counter.in_bytes: what a report has been asked for */
   uint64_t keepalive_ms, alive_bytes; /* alive_bytes: of counter.in_bytes, at the last look */
   unsigned silent; /* looks without a byte */

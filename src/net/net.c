@@ -104,27 +104,51 @@ bool net_report(net *n) {
   return !TAILQ_EMPTY(&n->reports);
 }
 
-/* Several packets are about to be written one by one: let TCP send them together. */
-static bool cork(net_session *s, bool on) {
+/* Several packets are about to be written one by one. libssh would send each by itself; but a socket that is corked and told to count
+ * as full by its first unsent byte makes it gather them, for one send when both are undone. */
+static void gather(net_session *s, bool on) {
+  s->gathering = on;
   setsockopt(s->poll_fd, IPPROTO_TCP, TCP_CORK, &(int){on}, sizeof(int));
-  return on;
+  setsockopt(s->poll_fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &(int){on}, sizeof(int)); /* 0: the system's own */
+  if (on || s->state != SESSION_OPEN) return;
+  ssh_blocking_flush(s->ssh, 0);
+  net_session_healthy(s);
+}
+
+static bool has_packets(const net_session *s) {
+  net_channel *c;
+  TAILQ_FOREACH(c, &s->channels, link) {
+    if (net_channel_has_packets(c)) return true;
+  }
+  return false;
+}
+
+/* Each channel writes its share. Returns the bytes. */
+static size_t write_pass(net_session *s) {
+  size_t pass = 0;
+  bool gathered = has_packets(s);
+  if (gathered) gather(s, true);
+  net_channel *c;
+  TAILQ_FOREACH(c, &s->channels, link) {
+    pass += net_channel_write(c);
+    if (s->state != SESSION_OPEN) break;
+    if (gathered && pass >= CHUNK_BYTES) { /* enough at once: the others come first in the next pass */
+      TAILQ_REMOVE(&s->channels, c, link);
+      TAILQ_INSERT_TAIL(&s->channels, c, link);
+      break;
+    }
+  }
+  if (gathered) gather(s, false);
+  return pass;
 }
 
 /* The channels of a session take turns of CHUNK_BYTES until none can write or the session has had its share. */
 static void write_channels(net_session *s) {
   size_t total = 0, pass;
-  bool corked = false;
   do {
-    pass = 0;
-    net_channel *c;
-    TAILQ_FOREACH(c, &s->channels, link) {
-      if (!corked && net_channel_has_packets(c)) corked = cork(s, true);
-      pass += net_channel_write(c);
-      if (s->state != SESSION_OPEN) return;
-    }
+    pass = write_pass(s);
     total += pass;
-  } while (pass > 0 && total < FLUSH_BYTES);
-  if (corked) cork(s, false);
+  } while (pass > 0 && total < FLUSH_BYTES && s->state == SESSION_OPEN);
   if (pass > 0) net_session_written(s);
 }
 
