@@ -51,7 +51,7 @@ static int tick_every(const watchdog *w, int64_t tick_ns) {
   return w->has_timer && timer_settime(w->timer, 0, &ticks, NULL) < 0 ? -errno : 0;
 }
 
-/* ---- what runs ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- what runs --------------------------------------------------------------------------------------------------------------- */
 
 void watchdog_enter(watchdog *w, watchdog_run *run, lua_State *L) {
   run->L = L;
@@ -83,7 +83,7 @@ int watchdog_pcall(watchdog *w, lua_State *L, int nargs, int nresults, int handl
   return LUA_ERRRUN;
 }
 
-/* ---- the end of a run ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the end of a run -------------------------------------------------------------------------------------------------------- */
 
 static void note_place(watchdog *w, lua_State *L) {
   lua_Debug ar;
@@ -94,7 +94,8 @@ static void note_place(watchdog *w, lua_State *L) {
 }
 
 /* Ends what runs on L. A yield leaves every pcall behind. Where a C function is in the way of that it gets an error, as does whatever
- * catches this, until it has gone. Lua takes this one error for its own and asks no message handler, which might loop. */
+ * catches this, until it has gone. Lua takes this one error for its own and asks no message handler, which might loop. A coroutine that
+ * dies of an error out of a hook is deaf to hooks from then on, so what it holds open can only be closed unwatched. */
 static int break_off(watchdog *w, lua_State *L) {
   note_place(w, L);
   if (lua_isyieldable(L)) return lua_yield(L, 0);
@@ -126,7 +127,7 @@ void watchdog_push_message(const watchdog *w, lua_State *L) {
   lua_concat(L, 3);
 }
 
-/* ---- the timer ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- the timer --------------------------------------------------------------------------------------------------------------- */
 
 static int64_t cpu_ns(void) {
   struct timespec t;
@@ -199,7 +200,7 @@ int watchdog_limit(watchdog *w, double seconds) {
   return tick_every(w, w->tick_ns);
 }
 
-/* ---- coroutines of the app's own ------------------------------------------------------------------------------------------------------- */
+/* ---- coroutines of the app's own --------------------------------------------------------------------------------------------- */
 
 static bool has_frames(lua_State *co) {
   lua_Debug ar;
@@ -321,7 +322,7 @@ static int wrap(lua_State *L) {
   return 1;
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------------------------------ */
+/* ---- life -------------------------------------------------------------------------------------------------------------------- */
 
 static lua_CFunction find_stock_close(lua_State *L) {
   lua_pushcfunction(L, luaopen_coroutine);
