@@ -9,6 +9,7 @@
 #include <lualib.h>
 #include <pthread.h>
 #include <signal.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "watchdog_world.h"
