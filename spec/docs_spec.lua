@@ -15,7 +15,8 @@ local CHECKOUT = { "CMakeLists.txt", "LICENSE", README, "docs", "lua", "scripts"
 local INSTEAD = { ["scripts/demo"] = "scripts/demo --once", ["scripts/test"] = false }
 
 -- Options of other commands than korv's.
-local FOREIGN = { ["--lua-version"] = true, ["--deps-mode"] = true, ["--tree"] = true, ["--bin"] = true } -- LuaRocks
+local FOREIGN = { ["--no-children"] = true, ["--sort"] = true, ["--stdio"] = true, -- perf
+  ["--lua-version"] = true, ["--deps-mode"] = true, ["--tree"] = true, ["--bin"] = true } -- LuaRocks
 
 -- Libraries whose functions documents may name though nobody calls them.
 local LIBRARIES = { ssh = true, uv = true, lua = true, luv = true }

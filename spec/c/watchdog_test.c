@@ -188,7 +188,7 @@ static void a_coroutine_beside_the_stop_lives(void **state) {
 
 /* late = coroutine.create(fn), once the caller has been hooked: it inherits the hook */
 static int make_late(lua_State *L) {
-  burn(LIMIT_S * 1.5);
+  burn(LIMIT_S * 4);
   assert_non_null(lua_gethook(L));
   lua_State *co = lua_newthread(L);
   assert_non_null(lua_gethook(co));

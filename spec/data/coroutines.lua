@@ -1,5 +1,5 @@
 --- What the functions of the library `coroutine` do that the watchdog replaces, case by case. Called with two libraries, it returns where
--- they differ; watchdog_test.c gives it the stock one and the watchdog's.
+-- they differ; watchdog_hosts_test.c gives it the stock one and the watchdog's.
 
 local cases = {}
 
