@@ -35,4 +35,10 @@ return function(app)
     for i, found in ipairs(wait_for(uv.getaddrinfo, request.params.name, nil, { socktype = "stream" })) do addresses[i] = found.addr end
     return 200, addresses
   end)
+
+  app:get("/host/timer/:ms", { doc = "Waits on a timer of luv's.", timeout = 10 }, function(request)
+    local timer <close> = setmetatable({ handle = uv.new_timer() }, { __close = function(self) self.handle:close() end })
+    korv.await(function(resume) timer.handle:start(math.tointeger(tonumber(request.params.ms)) or 0, 0, resume) end)
+    return 200
+  end)
 end

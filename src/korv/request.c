@@ -26,6 +26,7 @@ static void retire(request *r) {
   LIST_REMOVE(r, link);
   LIST_INSERT_HEAD(&r->server->spare, r, link);
   r->server->in_flight--;
+  server_release(r->server);
 }
 
 /* Asks Lua for the answer to what went wrong: failed(kind, …) -> code, body; the body on top of L. nargs values are there already. */
@@ -127,6 +128,7 @@ void request_orphan(channel *c) {
     LIST_REMOVE(r, link);
     r->channel = NULL;
     if (s->hub->dead) { /* its coroutine never runs again */
+      LIST_REMOVE(r, live);
       wire_buf_free(&r->items);
       free(r);
     } else {

@@ -91,10 +91,15 @@ static void on_refused(void *owner, const char *address, const char *why) {
   hub_call(s->hub, 1, 0, "refused");
 }
 
-/* Nothing needs the userdata any more. */
+/* No listener, no session, and no endpoint that is still on its way out: nothing needs the userdata any more. */
+void server_release(server *s) {
+  if (s->unused && s->in_flight == 0 && !s->hub->dead) ref_drop(s->hub->L, &s->self);
+}
+
 static void on_listener_closed(void *owner) {
   server *s = owner;
-  if (!s->hub->dead) ref_drop(s->hub->L, &s->self);
+  s->unused = true;
+  server_release(s);
 }
 
 static void tell_closed(server *s, net_session *session, const net_error *why) {
@@ -350,6 +355,7 @@ static int server_gc(lua_State *L) {
     request *r;
     while ((r = LIST_FIRST(lists[i]))) {
       LIST_REMOVE(r, link);
+      if (lists[i] == &s->orphans) LIST_REMOVE(r, live);
       wire_buf_free(&r->items);
       free(r);
     }

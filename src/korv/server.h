@@ -43,6 +43,7 @@ struct server {
   size_t in_flight, in_flight_most; /* of all channels */
   size_t channel_in_flight_most, queued_most, turn_bytes;
   double timeout; /* of a request, in seconds; 0: none */
+  bool unused;    /* its listener and its sessions have gone */
   request_list spare;   /* to be used again */
   request_list orphans; /* whose channel has gone while they ran */
 };
@@ -64,6 +65,7 @@ typedef struct sender {
   uint64_t ticket;
 } sender;
 
+void server_release(server *s); /* after the last of anything that needs it */
 bool channel_is_full(const channel *c);    /* no more requests are to be read */
 bool channel_is_clogged(const channel *c); /* no more output is to be queued */
 void channel_less_busy(channel *c); /* an answer is out: go on reading, or finish */
