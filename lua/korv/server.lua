@@ -130,7 +130,7 @@ end
 -- - `max_message_bytes`, `max_packed_bytes`, `max_response_bytes` (16 MiB each): a message after and before decompression, an answer
 -- - `max_depth` of nested JSON (128)
 -- - `timeout` seconds for any request (0: none); past it its endpoint is cancelled and the answer is 504
--- - `max_channel_in_flight` requests of a channel (1024), `max_queued_bytes` of its unread answers (1 MiB): past these it is not read
+-- - `max_channel_in_flight` requests of a channel (1024), `max_queued_bytes` of its unread answers (256 KiB): past these it is not read
 -- - `max_in_flight` requests in all (65536): past it the answer is 503
 -- - `max_turn_bytes` that one channel has decoded in a turn of the loop before others get theirs (1 MiB)
 -- - `max_connections` (10000, lowered to what file descriptors allow), `max_unauthenticated` of these (256), `max_channels` of each (64)

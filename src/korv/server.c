@@ -262,7 +262,7 @@ static void read_limits(lua_State *L, server *s) {
   s->in_flight_most = (size_t)option_integer(L, 1, "max_in_flight", 65536, 1, 1 << 24);
   s->turn_bytes = (size_t)option_integer(L, 1, "max_turn_bytes", 1 << 20, 1024, 1 << 30);
   s->timeout = (double)option_ms(L, 1, "timeout", 0) / 1000;
-  s->queued_most = (size_t)option_integer(L, 1, "max_queued_bytes", 1 << 20, 65536, 1 << 30);
+  s->queued_most = (size_t)option_integer(L, 1, "max_queued_bytes", 256 << 10, 65536, 1 << 30);
 }
 
 static void read_listen_options(lua_State *L, net_listen_options *o) {
