@@ -19,7 +19,7 @@ local LIBRARIES = { "libdeflate.h", "zlib.h", "libssh/", "uv.h", "lua.h", "lauxl
 local MODULES = {
   app = { "router", "log" },
   task = { "core" },
-  server = { "core", "app", "keys", "log", "options" },
+  server = { "core", "app", "keys", "loader", "log", "options" },
   identity = { "core" },
   exec = { "task" },
   stream = { "core", "task" },
@@ -27,7 +27,7 @@ local MODULES = {
   ssh = { "core" },
   pretty = { "core" },
   init = { "core", "app", "log", "task", "server", "client", "exec" },
-  command = { "init", "loader", "pretty" },
+  command = { "init", "pretty" },
 }
 
 local function files(folder, pattern)

@@ -10,6 +10,12 @@ local app = {}
 local App = {}
 App.__index = App
 
+-- What an HTTP framework would have.
+local FOREIGN = { post = "store", put = "update", patch = "update", head = "get", route = "add_callback" }
+setmetatable(App, { __index = function(_, name)
+  if FOREIGN[name] then error(("app:%s: the verbs are get, store, update and delete; try app:%s"):format(name, FOREIGN[name]), 2) end
+end })
+
 local RESOURCE_BYTES = 65536 -- a longer one is refused before anything is split or decoded
 local ENDPOINT_OPTIONS = { doc = "string", timeout = "number" }
 local APP_OPTIONS = {}

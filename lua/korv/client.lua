@@ -276,8 +276,19 @@ function Client:call(verb, resource, body, options)
   end)
 end
 
+-- What an HTTP client would be asked for.
+local FOREIGN = { post = "store", put = "update", patch = "update", head = "get" }
+setmetatable(Client, { __index = function(_, name)
+  if FOREIGN[name] then error(("client:%s: the verbs are get, store, update and delete; try client:%s"):format(name, FOREIGN[name]), 2) end
+end })
+
 local function method(verb)
   return function(self, resource, body, callback)
+    if getmetatable(self) ~= Client then error(("call it with a colon: client:%s(…)"):format(verb:lower()), 2) end
+    if type(body) == "function" then
+      error(("client:%s: the callback is the third argument, behind the body: client:%s(resource, nil, callback)"):format(verb:lower(),
+        verb:lower()), 2)
+    end
     if callback ~= nil and type(callback) ~= "function" then
       error(("client:%s: the callback must be a function (got a %s)"):format(verb:lower(), type(callback)), 2)
     end

@@ -3,7 +3,6 @@
 
 local argparse = require "argparse"
 local korv = require "korv"
-local loader = require "korv.loader"
 local pretty = require "korv.pretty"
 local uv = require "luv"
 
@@ -46,17 +45,6 @@ Example:
   korv serve --port 8022 endpoints/]]
 end
 
-local function load_scripts(server, paths)
-  local scripts, message = loader.find(paths)
-  if not scripts then return nil, message end
-  for _, path in ipairs(scripts) do
-    local ok
-    ok, message = loader.load(path, server.app)
-    if not ok then return nil, message end
-  end
-  return true
-end
-
 local function announce(server, host)
   local shown = {}
   for i, key in ipairs(server.host_keys) do shown[i] = ("%s (%s)"):format(key.fingerprint, key.type) end
@@ -81,12 +69,13 @@ function command.serve(options)
     host_keys = #options.host_key > 0 and options.host_key or nil,
   }
   local ok = server
-  if server then ok, message = load_scripts(server, options.script) end
+  if server then ok, message = server:load(table.unpack(options.script)) end
   if ok then ok, message = server:listen() end
   if not ok then
     complain("%s", message)
     return FAILED
   end
+  if #server.app.routes:entries() == 0 then korv.log.warn("no endpoint is registered: every request is a 404") end
   announce(server, options.host)
   stop_on_signals(server)
   korv.run()

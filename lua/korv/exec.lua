@@ -84,6 +84,8 @@ local function start(argv, options, resume)
   end)
   if not process then
     for _, pipe in ipairs(run.pipes) do close(pipe) end
+    if not uv.loop_mode() then uv.run "nowait" end -- luv does not survive the end of a program with handles that are half closed
+    if options.cwd and not uv.fs_stat(options.cwd) then problem = ("its folder %s does not exist"):format(options.cwd) end
     return nil, ("%s: %s"):format(argv[1], problem), name
   end
   run.process = process

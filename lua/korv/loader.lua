@@ -49,7 +49,7 @@ end
 
 -- One line that names the script, once.
 local function failed(path, problem)
-  local text = tostring(problem):match "^[^\n]*"
+  local text = tostring(problem):match "^[^\n]*":gsub("(module '.-' not found):$", "%1, neither beside the script nor on Lua's path")
   if text:sub(1, #path + 1) ~= path .. ":" then text = path .. ": " .. text end
   return nil, text, "ELOAD"
 end

@@ -21,7 +21,8 @@ local KINDS = {
 
   seconds = function(value, name)
     if type(value) ~= "number" or not (value > 0 and value <= 1e9) then
-      return ("%s must be a positive number of seconds, not %s"):format(name, tostring(value))
+      local got = type(value) == "number" and tostring(value) or kind_of(value)
+      return ("%s must be a positive number of seconds, not %s"):format(name, got)
     end
   end,
 

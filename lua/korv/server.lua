@@ -5,6 +5,7 @@ local core = require "korv.core"
 local app = require "korv.app"
 local check = require "korv.options"
 local keys = require "korv.keys"
+local loader = require "korv.loader"
 local log = require "korv.log"
 local uv = require "luv"
 
@@ -91,7 +92,11 @@ end
 -- What the core asks when an endpoint did not bring an answer.
 local function failures(server)
   local handlers = {}
-  function handlers.error(err, traceback) return app.failure(err, traceback, { tracebacks = server.tracebacks }) end
+  function handlers.error(err, traceback)
+    local code, body = app.failure(err, traceback, { tracebacks = server.tracebacks })
+    if server.tracebacks and not app.aborted(err) then log.error("an endpoint failed: %s\n%s", body.message, body.traceback) end
+    return code, body
+  end
   function handlers.result(request, code, body)
     local message = app.invalid_result(server.app:entry(request), request, code, body)
     log.error("%s", message)
@@ -164,6 +169,22 @@ end
 -- @tparam function endpoint
 for _, method in ipairs { "get", "store", "update", "delete", "use", "add_callback" } do
   Server[method] = function(self, ...) return self.app[method](self.app, ...) end
+end
+
+--- Loads endpoint scripts, as `korv serve` does: files that return `function(app) … end`, and folders, which stand for their *.lua.
+-- @tparam string ... paths
+-- @treturn ?boolean true
+-- @treturn ?string message with file and line
+-- @treturn ?string name
+function Server:load(...)
+  local scripts, message, name = loader.find { ... }
+  if not scripts then return nil, message, name end
+  for _, path in ipairs(scripts) do
+    local ok
+    ok, message, name = loader.load(path, self.app)
+    if not ok then return nil, message, name end
+  end
+  return true
 end
 
 --- Begins to listen; the caller runs the loop. The app takes no more endpoints.

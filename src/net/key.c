@@ -1,6 +1,7 @@
 /* Keys: made, read and named. Whether a key is let in is decided elsewhere. */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -19,6 +20,15 @@ static net_key *wrap(ssh_key key, net_error *err) {
   return k;
 }
 
+/* The likeliest slip: a line as in authorized_keys in place of the key. */
+static bool is_public(const char *path) {
+  char begin[6] = "";
+  FILE *file = fopen(path, "re");
+  size_t got = file ? fread(begin, 1, sizeof begin - 1, file) : 0;
+  if (file) fclose(file);
+  return got && (strncmp(begin, "ssh-", 4) == 0 || strncmp(begin, "ecdsa", 5) == 0 || strncmp(begin, "sk-", 3) == 0);
+}
+
 /* As ssh does: a private key that others can read is no secret. */
 static bool is_private(const char *path, net_error *err) {
   struct stat st;
@@ -28,6 +38,10 @@ static bool is_private(const char *path, net_error *err) {
   }
   if (!S_ISREG(st.st_mode)) {
     net_error_set(err, "EINVAL", "%s: not a file", path);
+    return false;
+  }
+  if (is_public(path)) {
+    net_error_set(err, "EKEY", "%s: this is a public key; name the private one, which has no .pub at its end", path);
     return false;
   }
   if (st.st_mode & 077) {
