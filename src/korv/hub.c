@@ -135,10 +135,23 @@ void hub_log(hub *h, const char *level, const char *format, ...) {
   fprintf(stderr, "korv: %s: %s\n", level, text);
 }
 
+static int to_text(lua_State *L) {
+  luaL_tolstring(L, 1, NULL);
+  return 1;
+}
+
+const char *hub_text(hub *h) {
+  lua_pushcfunction(h->L, to_text);
+  lua_insert(h->L, -2);
+  if (host_pcall(h->host, h->L, 1, 1, 0) == LUA_OK) return lua_tostring(h->L, -1);
+  lua_pop(h->L, 1);
+  return lua_pushliteral(h->L, "an error whose __tostring fails");
+}
+
 void hub_log_error(hub *h, lua_State *co, const char *where) {
   lua_xmove(co, h->L, 1);
-  hub_log(h, "error", "%s: %s", where, luaL_tolstring(h->L, -1, NULL));
-  lua_pop(h->L, 2);
+  hub_log(h, "error", "%s: %s", where, hub_text(h));
+  lua_pop(h->L, 1);
 }
 
 static int set_log(lua_State *L) {

@@ -20,6 +20,7 @@ static int key_gc(lua_State *L) {
 /* load_key(path [, passphrase]) -> key | nil, message, name */
 static int load_key(lua_State *L) {
   net_error err;
+  lua_settop(L, 2);
   net_key **box = new_box(L);
   *box = net_key_load(luaL_checkstring(L, 1), luaL_optstring(L, 2, NULL), &err);
   return *box ? 1 : fail(L, err.name, err.text);

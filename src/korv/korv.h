@@ -54,6 +54,7 @@ void hub_burst(hub *h, size_t bytes); /* so much came in or was queued: past BUR
 bool hub_call(hub *h, int nargs, int nresults, const char *where);
 void hub_log(hub *h, const char *level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+const char *hub_text(hub *h); /* replaces the value on top of h->L by its text, protected: __tostring is an app's */
 void hub_log_error(hub *h, lua_State *co, const char *where); /* the error on top of co (popped), as text */
 
 int ref_take(lua_State *L);              /* pops a value into the registry */

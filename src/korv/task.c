@@ -11,10 +11,10 @@ static void on_spawned_done(void *owner, host_task *t, lua_State *co, int status
   if (status == HOST_CANCELLED && nresults) hub_log_error(h, co, "in a to-be-closed variable of a cancelled task");
   if (status == LUA_OK || status == HOST_CANCELLED) return;
   lua_xmove(co, h->L, 1);
-  const char *message = luaL_tolstring(h->L, -1, NULL);
+  const char *message = hub_text(h);
   luaL_traceback(h->L, co, message, 0);
   hub_log(h, "error", "in korv.spawn: %s", lua_tostring(h->L, -1));
-  lua_pop(h->L, 3);
+  lua_pop(h->L, 2);
 }
 
 /* spawn(fn, …): begins at the next turn of the loop. */

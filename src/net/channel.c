@@ -15,7 +15,7 @@ static int on_data(ssh_session ssh, ssh_channel channel, void *data, uint32_t le
   }
   /* What we leave libssh keeps, and the window runs full. What we took it would answer by opening the window, also behind a CLOSE of ours,
    * and then the peer may drop the connection. */
-  if (c->paused || c->finishing || !c->has_way) return 0;
+  if (c->paused || c->behind || c->finishing || !c->has_way) return 0;
   if (is_stderr) return (int)len; /* nobody reads it */
   if (wire_buf_append(&c->in, data, len) < 0) net_session_fail(c->session, "ENOMEM", "out of memory for a channel's input");
   return (int)len;
@@ -60,7 +60,10 @@ void net_channel_refused(net_channel *c) {
 }
 
 void net_channel_free(net_channel *c, bool session_gone) {
-  if (!session_gone) ssh_channel_free(c->ssh);
+  if (!session_gone) {
+    ssh_remove_channel_callbacks(c->ssh, &c->callbacks); /* the library may keep its channel until the peer has closed it */
+    ssh_channel_free(c->ssh);
+  }
   if (c->opening) c->session->opening--;
   TAILQ_REMOVE(&c->session->channels, c, link);
   c->session->channel_count--;
@@ -114,13 +117,26 @@ static void tell_open(net_channel *c) {
   if (!packets_are_sane(c)) return;
   c->told_open = true;
   fetch(c);
-  if (net_session_healthy(c->session)) c->session->events->channel_open(c->session->owner, c);
+  if (!net_session_healthy(c->session)) return;
+  net_session_written(c->session); /* the window's growth may still be with libssh */
+  c->session->events->channel_open(c->session->owner, c);
 }
 
 static void tell_drained(net_channel *c) {
   bool over = net_channel_queued(c) >= DRAINED_BYTES;
   if (c->over_mark && !over) c->session->events->channel_drained(c->session->owner, c);
   c->over_mark = over;
+}
+
+/* A reader that leaves whole messages behind, since others get their turn, is not given more of them than that: the window runs full.
+ * Returns whether there is more to read at once. */
+static bool hold_back(net_channel *c, bool more) {
+  bool was_behind = c->behind;
+  c->behind = more && c->in.len > DRAINED_BYTES;
+  if (!was_behind || c->behind || c->paused || c->finishing) return more;
+  fetch(c);
+  if (net_session_healthy(c->session)) net_session_written(c->session);
+  return true;
 }
 
 /* True where the reader has more to do at once. */
@@ -141,6 +157,7 @@ bool net_channel_report(net_channel *c) {
     return false;
   }
   if ((c->in.len || c->ended) && !c->paused && !c->finishing) more = events->channel_readable(owner, c);
+  more = hold_back(c, more);
   tell_drained(c);
   return more;
 }
@@ -150,8 +167,9 @@ void net_channel_pause(net_channel *c, bool on) {
   c->paused = on;
   if (on) return;
   fetch(c);
-  net_session_healthy(c->session);
+  if (!net_session_healthy(c->session)) return;
   net_session_changed(c->session);
+  net_session_written(c->session); /* the window's growth may still be with libssh */
 }
 
 /* ---- down: output ------------------------------------------------------------------------------------------------------------------ */
@@ -272,7 +290,7 @@ wire_buf *net_channel_out(net_channel *c) {
   return &c->out;
 }
 
-bool net_channel_ended(const net_channel *c) { return c->ended; }
+bool net_channel_ended(const net_channel *c) { return c->ended && !c->behind; }
 bool net_channel_paused(const net_channel *c) { return c->paused; }
 bool net_channel_closing(const net_channel *c) { return c->finishing; }
 bool net_channel_was_refused(const net_channel *c) { return c->remote_closed && !c->has_way; }

@@ -175,6 +175,7 @@ net_listener *net_listen(net *n, const net_listen_options *o, const net_events *
   net_handle_init(n, (uv_handle_t *)&l->retry);
   LIST_INSERT_HEAD(&n->listeners, l, link);
   if (o->host ? bind_host(l, o->host, err) : bind_everywhere(l, err)) return l;
+  l->owner = NULL; /* it never hears of this listener */
   net_listener_close(l);
   return NULL;
 }
@@ -182,7 +183,7 @@ net_listener *net_listen(net *n, const net_listen_options *o, const net_events *
 static void free_if_over(net_listener *l) {
   if (!l->closed || l->closing_handles || l->sessions) return;
   LIST_REMOVE(l, link);
-  if (!l->net->ending) l->events->listener_closed(l->owner);
+  if (!l->net->ending && l->owner) l->events->listener_closed(l->owner);
   ssh_bind_free(l->bind);
   free(l);
 }
