@@ -1,6 +1,7 @@
 --- The likeliest slips, and what is said to them.
 
 local app = require "korv.app"
+local korv = require "korv"
 local pair = require "spec.pair"
 local support = require "spec.support"
 
@@ -50,5 +51,45 @@ describe("a slip", function()
     assert.equal("ELOAD", select(3, other:load "no/such/script.lua"))
     assert.is_true(other:load "scripts/endpoints/hello.lua")
     assert.equal("Hello World!", assert(pair.dial(pair.listen(other))):get("/hello").body.msg)
+  end)
+
+  it("an error whose __tostring raises costs nobody else anything", function()
+    local bad = setmetatable({}, { __tostring = function() error "no text" end })
+    korv.spawn(function() error(bad) end)
+    pair.wait_for_log "error in korv%.spawn: an error whose __tostring fails"
+    local own = pair.new_server()
+    own:get("/closing", function()
+      local closing <close> = setmetatable({}, { __close = function() error(bad) end }) -- luacheck: ignore 211
+      korv.sleep(10)
+    end)
+    own:get("/hello", function() return 200 end)
+    local caller = assert(pair.dial(pair.listen(own)))
+    assert.equal(504, assert(caller:call("GET", "/closing", nil, { timeout = 0.1 }) or { code = 504 }).code)
+    pair.wait_for_log "to%-be%-closed variable of a cancelled endpoint: an error whose __tostring fails"
+    assert.equal(200, caller:get("/hello").code)
+  end)
+
+  it("a port that is taken leaves nothing behind, whoever tries again and again", function()
+    for _ = 1, 5 do
+      local own = pair.new_server { port = server.port }
+      assert.equal("EADDRINUSE", select(3, own:listen()))
+    end
+    for _ = 1, 3 do collectgarbage() end
+    assert.equal(500, client:get("/error").code)
+  end)
+
+  it("of a server that opens a channel and refuses its subsystem costs the client that stream alone", function()
+    local other = support.start { support.python, support.root .. "/spec/peers/refusing.py", "--host-key", support.key "host",
+      "--authorized-keys", support.authorized_keys "client" }
+    other.port = tonumber(other:line():match "^port (%d+)$")
+    other.host_key = support.key "host"
+    local own = assert(pair.dial(other))
+    for _ = 1, 3 do
+      for item, problem in own:stream("GET", "/x") do
+        assert.same({ false, "GET /x: the server refused a further channel (its max_channels?)" }, { item, problem })
+      end
+    end
+    pair.in_task(function() korv.sleep(0.2) end) -- its closes come behind
+    assert.equal(200, own:get("/x").code)
   end)
 end)
