@@ -85,7 +85,7 @@ end
 -- Hands a call to the channel.
 local function send(self, call)
   if call.finished then return end
-  if self.way ~= "tcpip" then call.message.timeout = math.max(0.001, (call.due - uv.now()) / 1000) end
+  if self.way ~= "tcpip" then call.message.timeout = math.max(0.001, (call.due - uv.now()) / 1000 - call.grace) end
   local ok, message, name = self.channel:send(call.message)
   if ok then
     self.calls[call.id] = call
@@ -104,7 +104,7 @@ local begin_connecting
 
 local function submit(self, call)
   uv.update_time()
-  call.due = uv.now() + math.ceil(call.timeout * 1000)
+  call.due = uv.now() + math.ceil((call.timeout + call.grace) * 1000)
   self.live[call] = true
   count(self, 1)
   watch(self, call.due)
@@ -229,17 +229,22 @@ function Call:cancel()
   finish(self.client, self, nil, describe(self, "cancelled"), "ECANCELED")
 end
 
--- In an endpoint that has a deadline, no call outlasts it.
+local GRACE = 1 -- second
+
+-- In an endpoint that has a deadline, no call outlasts it. What ends such a call is the end of the endpoint, which is not to be raced by
+-- the call's own timer: that one comes later.
 local function effective_timeout(self, options)
   local own, left = options and options.timeout or self.timeout, core.remaining()
-  return left and math.min(own, left) or own
+  if left and left <= own then return left, GRACE end
+  return own, 0
 end
 
 local function new_call(self, verb, resource, body, options, done)
   self.last_id = self.last_id + 1
   if body == nil and (verb == "STORE" or verb == "UPDATE") then body = core.json.null end
+  local timeout, grace = effective_timeout(self, options)
   return setmetatable({
-    client = self, id = self.last_id, timeout = effective_timeout(self, options), done = done,
+    client = self, id = self.last_id, timeout = timeout, grace = grace, done = done,
     message = { id = self.last_id, verb = verb, resource = resource, body = body },
   }, Call)
 end
