@@ -52,17 +52,6 @@ local function announce(server, host)
   io.stdout:flush()
 end
 
-local function stop_on_signals(server)
-  for _, name in ipairs { "sigint", "sigterm" } do
-    local signal = uv.new_signal()
-    signal:start(name, function()
-      server:stop()
-      korv.stop() -- whatever else the scripts have on the loop
-    end)
-    signal:unref()
-  end
-end
-
 function command.serve(options)
   local server, message = korv.server {
     host = options.host, port = options.port, authorized_client_keys = options.authorized_keys,
@@ -77,8 +66,7 @@ function command.serve(options)
   end
   if #server.app.routes:entries() == 0 then korv.log.warn("no endpoint is registered: every request is a 404") end
   announce(server, options.host)
-  stop_on_signals(server)
-  korv.run()
+  server:run()
   return 0
 end
 

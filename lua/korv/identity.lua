@@ -17,7 +17,8 @@ local function load_named(paths, passphrase)
   for i, path in ipairs(paths) do
     local key, message, name = core.load_key(path, passphrase)
     if not key then
-      if name == "EKEY" and not passphrase then message = message .. ", or let ssh and its agent use it (--ssh, ssh = true)" end
+      local encrypted = message:find("encrypted", 1, true) and not passphrase
+      if encrypted then message = message .. ", or let ssh and its agent use it (--ssh, ssh = true)" end
       return nil, "client key " .. message, name
     end
     list[i] = key

@@ -206,18 +206,13 @@ function Server:listen()
   return self
 end
 
---- Listens and serves until `stop`, SIGINT or SIGTERM. As in the first korv, the last line of a program.
--- @treturn ?boolean true
--- @treturn ?string message, where it cannot listen
--- @treturn ?string name
-function Server:start()
-  if uv.loop_mode() then error("server:start: the loop runs already; use server:listen", 2) end
-  local listening, message, name = self:listen()
-  if not listening then return nil, message, name end
+--- Serves, once it listens, until `stop`, SIGINT or SIGTERM.
+function Server:run()
+  if uv.loop_mode() then error("server:run: the loop runs already; server:listen is enough", 2) end
   local signals = {}
-  for i, signal in ipairs { "sigint", "sigterm" } do
+  for i, name in ipairs { "sigint", "sigterm" } do
     signals[i] = uv.new_signal()
-    signals[i]:start(signal, function()
+    signals[i]:start(name, function()
       self:stop()
       uv.stop() -- whatever else the program has on the loop
     end)
@@ -226,6 +221,17 @@ function Server:start()
   uv.run()
   for _, signal in ipairs(signals) do signal:close() end
   uv.run "nowait" -- luv does not survive the end of a program with handles that are half closed
+end
+
+--- Listens and serves until `stop`, SIGINT or SIGTERM. As in the first korv, the last line of a program.
+-- @treturn ?boolean true
+-- @treturn ?string message, where it cannot listen
+-- @treturn ?string name
+function Server:start()
+  if uv.loop_mode() then error("server:start: the loop runs already; use server:listen", 2) end
+  local listening, message, name = self:listen()
+  if not listening then return nil, message, name end
+  self:run()
   return true
 end
 

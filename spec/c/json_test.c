@@ -454,7 +454,7 @@ static bool enter_comma_locale(void) {
 
 static void test_decimal_comma(void **state) {
   lua_State *L = *state;
-  if (!enter_comma_locale()) skip();
+  assert_true(enter_comma_locale()); /* Debian's package `locales` has what it takes */
   assert_string_equal(localeconv()->decimal_point, ",");
   const char text[] = "[0.1,1.5e300,1234567890.12345678901234567890,1e-7]";
   decode(L, text, sizeof text - 1);
