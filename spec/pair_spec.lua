@@ -375,7 +375,7 @@ describe("a server and a client", function()
     local BOTH = [[
       local folder = ...
       local server = assert(korv.server { host = "127.0.0.1", port = 0, host_keys = { folder .. "/host" },
-        authorized_client_keys = folder .. "/client.pub" })
+        authorized_client_keys = folder .. "/client.pub", drain = 0.2 })
       server:get("/hello", function() return 200, "hello" end)
       server:get("/wait", function() korv.sleep(100) end)
       local function connect()

@@ -4,6 +4,7 @@
 local argparse = require "argparse"
 local korv = require "korv"
 local pretty = require "korv.pretty"
+local serve = require "korv.serve"
 local uv = require "luv"
 
 local command = {}
@@ -31,43 +32,41 @@ end
 
 -- serve -----------------------------------------------------------------------------------------------------------------------------
 
-local function add_serve(parser)
-  local serve = parser:command("serve", "Serve endpoint scripts.")
-  serve:argument("script", "A script, or a folder that stands for its *.lua."):args "+"
-  serve:option("--host", "The address to listen on (default: all interfaces, IPv6 and IPv4)."):argname "ADDR"
-  serve:option("--port", "The port; 0 takes a free one (default: 8022)."):argname "N":convert(whole_number("--port", 0, 65535))
-  serve:option("--host-key", "A host key; made where it is missing (default: ssh_host_ed25519_key). May be given again.")
-    :argname "FILE":count "*"
-  serve:option("--authorized-keys", "Who may log in (default: authorized_keys)."):argname "FILE"
-  serve:epilog [[
-Example:
-  cat ~/.ssh/id_ed25519.pub >> authorized_keys
-  korv serve --port 8022 endpoints/]]
+local function workers(text)
+  if text == "auto" then return #uv.cpu_info() end
+  return whole_number("--workers", 1, 1024)(text)
 end
 
-local function announce(server, host)
-  local shown = {}
-  for i, key in ipairs(server.host_keys) do shown[i] = ("%s (%s)"):format(key.fingerprint, key.type) end
-  print(("korv: listening on %s port %d, host key %s"):format(host or "all interfaces,", server.port, table.concat(shown, ", ")))
-  io.stdout:flush()
+local function add_serve(parser)
+  local added = parser:command("serve", "Serve endpoint scripts.")
+  added:argument("script", "A script, or a folder that stands for its *.lua."):args "+"
+  added:option("--host", "The address to listen on (default: all interfaces, IPv6 and IPv4)."):argname "ADDR"
+  added:option("--port", "The port; 0 takes a free one (default: 8022)."):argname "N":convert(whole_number("--port", 0, 65535))
+  added:option("--host-key", "A host key; made where it is missing (default: ssh_host_ed25519_key). May be given again.")
+    :argname "FILE":count "*"
+  added:option("--authorized-keys", "Who may log in (default: authorized_keys)."):argname "FILE"
+  added:option("--workers", "How many processes serve; auto: one for each processor (default: 1)."):argname "N":convert(workers)
+  added:flag("--no-watch", "Load scripts and keys anew on SIGHUP only, not whenever they change.")
+  added:flag("--check", "Load everything, say what was found, and end.")
+  added:option("--drain", "Seconds that requests under way get when the server is told to end (default: 30).")
+    :argname "S":convert(seconds "--drain")
+  added:option("--log-level", "What goes to stderr at the least: debug, info (the default; a line for each request), warn or error.")
+    :argname "LEVEL":choices { "debug", "info", "warn", "error" }
+  added:option("--log-format", "text or json (default: text on a terminal, else json)."):argname "FORMAT":choices { "text", "json" }
+  added:epilog [[
+Signals: SIGTERM and SIGINT let requests under way end, a second one ends at once; SIGHUP loads scripts and keys anew; SIGUSR2 starts a
+new server on the same sockets and lets this one end.
+
+Examples:
+  cat ~/.ssh/id_ed25519.pub >> authorized_keys
+  korv serve --port 8022 endpoints/
+  korv serve --workers auto --no-watch --log-level warn endpoints/]]
 end
 
 function command.serve(options)
-  local server, message = korv.server {
-    host = options.host, port = options.port, authorized_client_keys = options.authorized_keys,
-    host_keys = #options.host_key > 0 and options.host_key or nil,
-  }
-  local ok = server
-  if server then ok, message = server:load(table.unpack(options.script)) end
-  if ok then ok, message = server:listen() end
-  if not ok then
-    complain("%s", message)
-    return FAILED
-  end
-  if #server.app.routes:entries() == 0 then korv.log.warn("no endpoint is registered: every request is a 404") end
-  announce(server, options.host)
-  server:run()
-  return 0
+  local status, message = serve(options)
+  if message then complain("%s", message) end
+  return status
 end
 
 -- call ------------------------------------------------------------------------------------------------------------------------------

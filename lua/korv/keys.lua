@@ -212,16 +212,17 @@ end
 --- Reads an authorized_keys file.
 -- @tparam string path
 -- @tparam function fingerprint called with a type and a base64 text: `"SHA256:…"`, or nil and a message where the key is not sound
+-- @tparam[opt=false] boolean may_be_empty whether a file without a key that can log in will do
 -- @treturn ?table fingerprints to `{ name, type, line, options }` (`name` is the key's comment), and under `problems` the list of
--- those. nil where not one key can log in
+-- those. nil where it cannot be read, or not one key can log in
 -- @treturn ?string message
 -- @treturn ?string name: `ENOENT`, `EACCES`, or `ENOKEY` (there is no key, or none that can be used)
-function keys.load(path, fingerprint)
+function keys.load(path, fingerprint, may_be_empty)
   local text, message, name = read(path)
   if not text then return nil, message, name end
   local set = {}
   local problems = read_lines(text, path, function(entry) return admit(set, entry, fingerprint) end)
-  if next(set) == nil then return nil, no_key(path, problems) end
+  if next(set) == nil and not may_be_empty then return nil, no_key(path, problems) end
   set.problems = problems
   return set
 end

@@ -1,13 +1,16 @@
---- The server: host keys, who is let in, and the app that answers.
+--- The server: its options, the app that answers, and its life: it listens, reloads, drains and stops.
 -- @module korv.server
 
 local core = require "korv.core"
 local app = require "korv.app"
 local check = require "korv.options"
-local keys = require "korv.keys"
-local loader = require "korv.loader"
+local credentials = require "korv.credentials"
+local generation = require "korv.generation"
 local log = require "korv.log"
+local service = require "korv.service"
+local task = require "korv.task"
 local uv = require "luv"
+local watch = require "korv.watch"
 
 local Server = {}
 Server.__index = Server
@@ -15,37 +18,14 @@ Server.__index = Server
 -- Every option with its kind. What is not given takes its default from core or from here.
 local OPTIONS = {
   host = "string", port = "number", host_keys = "files", authorized_client_keys = "string", passphrase = "string",
-  tracebacks = "boolean", json = "codec", max_packet_size = "number",
+  revoke = "string", tracebacks = "boolean", json = "codec", max_packet_size = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
-  login_timeout = "seconds", keepalive = "number", cpu_limit = "number",
+  login_timeout = "seconds", keepalive = "number", cpu_limit = "number", load_limit = "seconds", drain = "seconds", watch = "boolean",
 }
 
-local function load_host_key(path, passphrase)
-  local key, message, name = core.load_key(path, passphrase)
-  if key then return key end
-  if name ~= "ENOENT" then return nil, "host key " .. message, name end
-  key, message, name = core.make_key(path)
-  if not key then return nil, message:gsub("the key", "the host key", 1), name end
-  log.info("made a new host key: %s", path)
-  return key
-end
-
-local function load_host_keys(paths, passphrase)
-  local list, described, by_type = {}, {}, {}
-  for i, path in ipairs(paths) do
-    local key, message, name = load_host_key(path, passphrase)
-    if not key then return nil, message, name end
-    local fingerprint, type = key:describe()
-    if by_type[type] then
-      return nil, ("the host keys %s and %s are both of type %s: keep one of a type"):format(by_type[type], path, type), "EINVAL"
-    end
-    by_type[type] = path
-    list[i], described[i] = key, { fingerprint = fingerprint, type = type, path = path }
-  end
-  return list, described
-end
+local LAST_WORDS = 1 -- seconds for the answers to what a drain has cancelled
 
 -- A request's table has `params` and `query` without anybody having made them, and `request:send`.
 local Request = {}
@@ -57,31 +37,23 @@ function Request.__index(request, field)
   return empty
 end
 
--- The peer that a request sees. name: the key's comment in authorized_keys; login: what the client typed, which proves nothing.
-local function authorizer(set)
-  return function(_, _, fingerprint, login, address)
-    local entry = set[fingerprint]
-    if not entry then
-      log.info("refused the key %s from %s", fingerprint, address)
-      return nil
+local function closed(server)
+  return function(peer, address, name, reason)
+    local who = peer and peer.name ~= "" and peer.name or peer and peer.fingerprint
+    if who then
+      log.debug("%s (%s) left: %s", who, address, reason)
+    else
+      log.info("no log-in from %s: %s (%s)", address, reason, name)
     end
-    return { fingerprint = fingerprint, name = entry.name, roles = {}, address = address, login = login }
-  end
-end
-
-local function closed(peer, address, name, reason)
-  local who = peer and peer.name ~= "" and peer.name or peer and peer.fingerprint
-  if who then
-    log.debug("%s (%s) left: %s", who, address, reason)
-  else
-    log.info("no log-in from %s: %s (%s)", address, reason, name)
+    if server.on_closed then server.on_closed(1) end
   end
 end
 
 -- Connections that were refused at a limit: one line a second at most, whoever comes as often.
-local function refusals()
+local function refusals(server)
   local count, told = 0, 0
   return function(address, reason)
+    if server.on_closed then server.on_closed(1) end
     count = count + 1
     if uv.now() - told < 1000 then return end
     log.warn("refused a connection from %s: %s (%d refused since the last such line)", address, reason, count)
@@ -98,7 +70,7 @@ local function failures(server)
     return code, body
   end
   function handlers.result(request, code, body)
-    local message = app.invalid_result(server.app:entry(request), request, code, body)
+    local message = app.invalid_result(server.generation.app:entry(request), request, code, body)
     log.error("%s", message)
     return 500, { message = message }
   end
@@ -107,6 +79,15 @@ local function failures(server)
     return 500, { message = message }
   end
   return function(kind, ...) return handlers[kind](...) end
+end
+
+-- The access line. A message that was refused has no request.
+local function answered(request, peer, code, ms, bytes, number)
+  if request then
+    log.access(request.peer, request.verb, request.resource, code, ms, bytes, number)
+  else
+    log.access(peer, nil, nil, code, ms, bytes, number)
+  end
 end
 
 -- An app may choose another codec: the body is then a string of JSON on the way through the core.
@@ -128,9 +109,13 @@ end
 -- - `host_keys` a list of files (default `{ "ssh_host_ed25519_key" }`); one that is missing is made, ed25519
 -- - `authorized_client_keys` a file in authorized_keys format (`"authorized_keys"`)
 -- - `passphrase` of encrypted host keys
+-- - `revoke` what becomes of the sessions of a key that is no longer authorized: `"close"` (the default) or `"keep"`
 -- - `tracebacks` whether a 500 carries its traceback (true); false: an id, under which the log has it
 -- - `json` another codec for bodies: a module with `encode` and `decode`, such as cjson
 -- - `cpu_limit` seconds that an endpoint may compute without waiting (1; 0: any); past it the answer is a 500 that says so
+-- - `load_limit` seconds that endpoint scripts may take to load (10)
+-- - `watch` whether scripts and keys are loaded anew when their files change (true)
+-- - `drain` seconds that requests under way get when the server is told to end (30)
 -- - `max_packet_size` accepted for the first korv's sake; messages of any size are read
 -- - `max_message_bytes`, `max_packed_bytes`, `max_response_bytes` (16 MiB each): a message after and before decompression, an answer
 -- - `max_depth` of nested JSON (128)
@@ -147,16 +132,22 @@ end
 -- @treturn ?string name, such as `EPERM`
 local function new(options)
   check.check("korv.server", options, OPTIONS, 2)
-  local list, described, name = load_host_keys(options.host_keys or { "ssh_host_ed25519_key" }, options.passphrase)
-  if not list then return nil, described, name end
-  local set, message
-  set, message, name = keys.load(options.authorized_client_keys or "authorized_keys", core.public_key)
-  if not set then return nil, message, name end
-  for _, problem in ipairs(set.problems) do log.warn("%s", problem) end
+  if options.revoke and options.revoke ~= "close" and options.revoke ~= "keep" then
+    error(("korv.server: revoke must be 'close' or 'keep', not '%s'"):format(options.revoke), 2)
+  end
+  local credential, message, name = credentials {
+    host_keys = options.host_keys or { "ssh_host_ed25519_key" }, passphrase = options.passphrase,
+    authorized_client_keys = options.authorized_client_keys or "authorized_keys",
+  }
+  if not credential then return nil, message, name end
+  local own = app.new()
   return setmetatable({
-    options = options, keys = list, authorized = set, app = app.new(),
+    options = options, credentials = credential, app = own, state = own.state, reloads = {},
+    generation = { app = own, number = 1 }, generations = {}, -- those that are not over yet, by their numbers
     --- Of each host key: `fingerprint`, `type`, `path`.
-    host_keys = described,
+    host_keys = credential.host_keys,
+    --- The number of its first generation.
+    number = 1,
     tracebacks = options.tracebacks ~= false,
   }, Server)
 end
@@ -171,59 +162,212 @@ for _, method in ipairs { "get", "store", "update", "delete", "use", "add_callba
   Server[method] = function(self, ...) return self.app[method](self.app, ...) end
 end
 
+-- Generations -----------------------------------------------------------------------------------------------------------------------
+
 --- Loads endpoint scripts, as `korv serve` does: files that return `function(app) … end`, and folders, which stand for their *.lua.
+-- They are loaded anew when they change; the endpoints that were registered on the server itself stay.
 -- @tparam string ... paths
 -- @treturn ?boolean true
 -- @treturn ?string message with file and line
 -- @treturn ?string name
 function Server:load(...)
-  local scripts, message, name = loader.find { ... }
-  if not scripts then return nil, message, name end
-  for _, path in ipairs(scripts) do
-    local ok
-    ok, message, name = loader.load(path, self.app)
-    if not ok then return nil, message, name end
-  end
+  if self.core then error("server:load: it listens already; load scripts before that, and server:reload loads them anew", 2) end
+  self.paths = { ... }
+  local loaded, message, name = task.wait(function(resume) self:prepare(self.number, resume) end, 3)
+  if not loaded then return nil, message, name end
+  self.generation = loaded
   return true
 end
 
+--- Loads the scripts anew, aside: nothing that is served changes.
+-- @tparam int number of the generation
+-- @tparam function done called with the generation, or nil, message, name
+function Server:prepare(number, done)
+  if not self.paths then return done(nil, "no scripts to load: server:load names them", "ENOENT") end
+  generation.load(self.paths, {
+    number = number, state = self.state, base = self.app, limit = self.options.load_limit,
+    reload = function(told) self:reload(told) end,
+  }, done)
+end
+
+--- Has a generation that was prepared answer every request from now on. Those under way end in the one that they began in.
+-- @tparam table loaded
+function Server:commit(loaded)
+  local last = self.generation
+  self.generation, self.generations[loaded.number] = loaded, loaded
+  if last.stop then last:stop() end
+  self.core:handle(with_codec(self.options.json, loaded.app:handler(core.deadline)), loaded.number)
+  loaded:start()
+  if self.on_watched then self.on_watched() end
+end
+
+--- Lets go of a generation that was prepared.
+-- @tparam table loaded
+function Server:discard(loaded) loaded:unload() end -- luacheck: no self
+
+local function reload_alone(server, done)
+  server:prepare(server.generation.number + 1, function(loaded, message)
+    if loaded and not server.core then message = "the server has stopped" end
+    if message then
+      if loaded then server:discard(loaded) end
+      log.error("not reloaded, generation %d goes on: %s", server.generation.number, message)
+      if server.on_watched then server.on_watched() end
+      return done(nil, message)
+    end
+    server:commit(loaded)
+    log.info("reloaded: generation %d, %d endpoints", loaded.number, #loaded.app.routes:entries())
+    done(true)
+  end)
+end
+
+-- Runs all that asked for a reload until now; who asks meanwhile wants what changed meanwhile, too, and gets one more.
+local function next_reload(server)
+  local asked = server.reloads
+  server.reloads, server.reloading = {}, #asked > 0
+  if not server.reloading then return end
+  reload_alone(server, function(...)
+    for _, done in ipairs(asked) do done(...) end
+    next_reload(server)
+  end)
+end
+
+--- Loads the scripts anew and, where all is well, swaps them in. What went wrong is in the log, too.
+-- @tparam[opt] function done called with true, or nil and a message
+function Server:reload(done)
+  done = done or function() end
+  if self.coordinate then return self.coordinate(done) end
+  self.reloads[#self.reloads + 1] = done
+  if not self.reloading then next_reload(self) end
+end
+
+local function revoke(server)
+  if server.options.revoke == "keep" or not server.core then return end
+  server.core:expel(function(peer)
+    if server.credentials:holds(peer.fingerprint) then return nil end
+    log.info("the key %s of %s is no longer authorized: its session ends", peer.fingerprint, peer.name)
+    return "the key is no longer authorized"
+  end)
+end
+
+--- Reads authorized keys and host keys again. A key that is gone loses its sessions, unless the option `revoke` is `"keep"`.
+function Server:reload_keys()
+  local ok, message = self.credentials:read_authorized()
+  if ok then
+    revoke(self)
+  else
+    log.error("the authorized keys stay as they were: %s", message)
+  end
+  local list
+  list, message = self.credentials:read_host_keys()
+  if list then ok, message = self.core:set_keys { keys = list } end
+  if message then log.error("the host keys stay as they were: %s", message) end
+  if list and ok then log.info("the host keys have changed") end
+  self.host_keys = self.credentials.host_keys
+end
+
+local function add_file(list, path, what)
+  local folder, name = path:match "^(.*)/([^/]+)$"
+  list[#list + 1] = { folder = folder or ".", names = { [name or path] = true }, what = what }
+end
+
+--- What a change of is to be noticed.
+-- @treturn table a list of `{ folder, names, what }`: `names` is a set of files, nil for any *.lua; `what` is `"scripts"` or `"keys"`
+function Server:watched()
+  local list = {}
+  add_file(list, self.credentials.options.authorized_client_keys, "keys")
+  for _, path in ipairs(self.credentials.options.host_keys) do add_file(list, path, "keys") end
+  for _, folder in ipairs(self.generation.folders or {}) do list[#list + 1] = { folder = folder, what = "scripts" } end
+  for _, file in ipairs(self.generation.files or {}) do add_file(list, file, "scripts") end
+  return list
+end
+
+local function begin_watch(server)
+  local watcher = watch.new(function(what)
+    if what == "keys" then server:reload_keys() else server:reload() end
+  end)
+  watcher:set(server:watched())
+  server.on_watched = function() watcher:set(server:watched()) end
+  return watcher
+end
+
+-- Life ------------------------------------------------------------------------------------------------------------------------------
+
+-- A generation's last request has ended.
+local function retired(server)
+  return function(number)
+    local over = server.generations[number]
+    server.generations[number] = nil
+    if over then over:unload() end
+  end
+end
+
+local function ended(server)
+  return function()
+    server.core = nil
+    if server.on_ended then server.on_ended() end
+  end
+end
+
+local function core_options(server, sockets)
+  local options = {
+    sockets = sockets, keys = server.credentials.list, request = Request, generation = server.generation.number,
+    authorize = function(_, _, ...) return server.credentials:peer(...) end,
+    closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
+    answered = log.enabled "info" and answered or nil,
+    handler = with_codec(server.options.json, server.generation.app:handler(core.deadline)),
+  }
+  for name in pairs(OPTIONS) do
+    if options[name] == nil then options[name] = server.options[name] end
+  end
+  return options
+end
+
+local function bind(options)
+  local port = options.port or 8022
+  if math.type(port) ~= "integer" or port < 0 or port > 65535 then
+    error(("korv.server: port must be an integer from 0 to 65535 (got %s)"):format(port), 3)
+  end
+  return core.bind(options.host, port)
+end
+
 --- Begins to listen; the caller runs the loop. The app takes no more endpoints.
+-- @tparam[opt] {int,...} sockets file descriptors that listen already, which it takes over; none in the list: it has only what it adopts
 -- @treturn ?Server itself
 -- @treturn ?string message
 -- @treturn ?string name, such as `EADDRINUSE`
-function Server:listen()
+function Server:listen(sockets)
   if self.core then error("server:listen: it listens already", 2) end
-  local options = { keys = self.keys, request = Request, authorize = authorizer(self.authorized), closed = closed,
-                    refused = refusals(),
-                    failed = failures(self), handler = with_codec(self.options.json, self.app:handler(core.deadline)) }
-  for name in pairs(OPTIONS) do
-    if options[name] == nil then options[name] = self.options[name] end
-  end
-  local listening, message, name = check.call("korv.server", 2, core.server, options)
+  local message, name
+  if not sockets then sockets, message, name = bind(self.options) end
+  if not sockets then return nil, message, name end
+  self.app.frozen = true
+  local listening
+  listening, message, name = check.call("korv.server", 2, core.server, core_options(self, sockets))
   if not listening then return nil, message, name end
   core.cpu_limit(self.options.cpu_limit or 1)
-  self.core, self.port = listening, listening:port()
+  self.core, self.sockets, self.port = listening, sockets, sockets[1] and core.socket_port(sockets[1])
+  if self.generation.start then
+    self.generations[self.generation.number] = self.generation
+    self.generation:start()
+  end
   return self
 end
 
---- Serves, once it listens, until `stop`, SIGINT or SIGTERM.
-function Server:run()
+--- Takes over a connected socket, as if it had been accepted.
+-- @tparam int fd
+function Server:adopt(fd) self.core:adopt(fd) end
+
+--- Serves, once it listens, until it is told to end: by `stop`, or by SIGINT or SIGTERM, which let requests under way end first.
+-- @tparam[opt] table options see `korv.service`
+function Server:run(options)
   if uv.loop_mode() then error("server:run: the loop runs already; server:listen is enough", 2) end
-  local signals = {}
-  for i, name in ipairs { "sigint", "sigterm" } do
-    signals[i] = uv.new_signal()
-    signals[i]:start(name, function()
-      self:stop()
-      uv.stop() -- whatever else the program has on the loop
-    end)
-    signals[i]:unref()
-  end
-  uv.run()
-  for _, signal in ipairs(signals) do signal:close() end
+  local watcher = self.options.watch ~= false and begin_watch(self)
+  service.run(self, options or { drain = self.options.drain })
+  if watcher then watcher:close() end
   uv.run "nowait" -- luv does not survive the end of a program with handles that are half closed
 end
 
---- Listens and serves until `stop`, SIGINT or SIGTERM. As in the first korv, the last line of a program.
+--- Listens and serves until it is told to end. As in the first korv, the last line of a program.
 -- @treturn ?boolean true
 -- @treturn ?string message, where it cannot listen
 -- @treturn ?string name
@@ -235,11 +379,46 @@ function Server:start()
   return true
 end
 
+local function at_end(server, done)
+  local before = server.on_ended
+  server.on_ended = function()
+    if before then before() end
+    done()
+  end
+end
+
+--- Ends gently: no new connections; requests under way end, new ones are answered 503, and what is idle is closed.
+-- @tparam[opt=30] number seconds after which requests that still run are cancelled, and answered 503
+-- @tparam[opt] function done called once everything has gone
+function Server:drain(seconds, done)
+  done = done or function() end
+  if not self.core then return done() end
+  local listening = self.core
+  local last_words = core.timer(function() listening:close() end)
+  local patience = core.timer(function()
+    listening:cancel(503)
+    last_words:start(LAST_WORDS)
+  end)
+  at_end(self, function()
+    patience:stop()
+    last_words:stop()
+    done()
+  end)
+  patience:start(seconds or self.options.drain or 30)
+  listening:drain()
+end
+
 --- Stops listening and ends every connection.
 function Server:stop()
-  if not self.core then return end
-  self.core:close()
-  self.core = nil
+  if self.core then self.core:close() end
+end
+
+--- How it is doing.
+-- @treturn table `connections`, `in_flight`, `requests` (ever), `generation`
+function Server:counters()
+  local connections, in_flight, requests = 0, 0, 0
+  if self.core then connections, in_flight, requests = self.core:counts() end
+  return { connections = connections, in_flight = in_flight, requests = requests, generation = self.generation.number }
 end
 
 return new

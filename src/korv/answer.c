@@ -66,7 +66,7 @@ static int append_body(lua_State *L, const wire_buf *items, host_json_limits lim
   return -1;
 }
 
-bool answer_send(const answer *a, lua_State *L, host_json_error *err) {
+bool answer_send(answer *a, lua_State *L, host_json_error *err) {
   channel *c = a->channel;
   wire_buf *out = draft_of(c, a->encoding);
   size_t begin = out->len;
@@ -75,7 +75,8 @@ bool answer_send(const answer *a, lua_State *L, host_json_error *err) {
   lua_pop(L, 1);
   if (encoded && a->more) room = wire_buf_append(out, ",\"more\":true", 12) == WIRE_OK;
   if (encoded && room) room = wire_buf_append(out, "}\n", a->encoding == WIRE_LINE ? 2 : 1) == WIRE_OK;
-  hub_burst(c->server->hub, out->len - begin);
+  a->bytes = encoded ? out->len - begin : 0;
+  hub_burst(c->server->hub, a->bytes);
   if (!room)
     net_channel_abort(c->net); /* no memory for the answer */
   else if (encoded)

@@ -8,11 +8,60 @@
 
 enum { ID, VERB, RESOURCE, BODY, TIMEOUT, STREAM, CANCEL, FIELDS };
 
-static const char unable[] = "Unable to process request";
+static const char unable[] = "Unable to process request", stopping[] = "The server is stopping";
+
+/* ---- the access line --------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct line {
+  const server *server;
+  int request, peer; /* references; one of them is none */
+  int code;
+  double ms;
+  size_t bytes;
+  lua_Integer generation;
+} line;
+
+/* answered(request | nil, peer | nil, code, ms, bytes, generation): without a request where the message was refused. */
+static int tell_answered(lua_State *L) {
+  const line *a = lua_touserdata(L, 1);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, a->server->answered);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, a->request);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, a->peer);
+  lua_pushinteger(L, a->code);
+  lua_pushnumber(L, a->ms);
+  lua_pushinteger(L, (lua_Integer)a->bytes);
+  lua_pushinteger(L, a->generation);
+  lua_call(L, 6, 0);
+  return 0;
+}
+
+static void tell(hub *h, line *a) {
+  lua_pushcfunction(h->L, tell_answered);
+  lua_pushlightuserdata(h->L, a);
+  hub_call(h, 1, 0, "the access log");
+}
+
+static void tell_refused(const channel *c, const answer *a) {
+  const server *s = c->server;
+  line refused = {s, LUA_NOREF, c->peer, a->code, 0, a->bytes, s->generation->number};
+  if (s->answered != LUA_NOREF) tell(s->hub, &refused);
+}
+
+static void tell_request(request *r, int code) {
+  hub *h = r->server->hub;
+  line done = {r->server, r->line, LUA_NOREF, code, (double)(uv_hrtime() - r->began_ns) / 1e6, r->bytes, r->generation->number};
+  tell(h, &done);
+  ref_drop(h->L, &r->line);
+}
+
+static void refuse(answer *a, const char *message, const char *detail) {
+  answer_refuse(a, message, detail);
+  tell_refused(a->channel, a);
+}
 
 void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail) {
   answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = code};
-  answer_refuse(&a, message, detail);
+  refuse(&a, message, detail);
 }
 
 /* ---- the end of a request -------------------------------------------------------------------------------------------------------------- */
@@ -26,6 +75,7 @@ static void retire(request *r) {
   LIST_REMOVE(r, link);
   LIST_INSERT_HEAD(&r->server->spare, r, link);
   r->server->in_flight--;
+  generation_leave(r->generation);
   server_release(r->server);
 }
 
@@ -76,7 +126,7 @@ static int after_cancel(const request *r) {
   if (r->cancel_code == 504)
     lua_pushfstring(L, "Timed out after %f s", r->seconds);
   else
-    lua_pushliteral(L, "Cancelled");
+    lua_pushstring(L, r->cancel_code == 503 ? stopping : "Cancelled");
   lua_setfield(L, -2, "message");
   return r->cancel_code;
 }
@@ -90,16 +140,20 @@ static int after_bad_body(server *s, const host_json_error *err) {
   return ask_failed(s, 3);
 }
 
-static void answer_done(const request *r, lua_State *co, int status) {
+/* Returns the code. */
+static int answer_done(request *r, lua_State *co, int status) {
   server *s = r->server;
   host_json_error err;
   answer a = {.channel = r->channel, .id = r->id, .id_len = r->id_len, .encoding = r->encoding};
   a.code = status == LUA_OK ? after_return(r, co) : status == HOST_CANCELLED ? after_cancel(r) : after_error(s, co);
   if (status == LUA_OK && r->items.len) a.items = &r->items;
-  if (answer_send(&a, s->hub->L, &err)) return;
-  a.items = NULL;
-  a.code = after_bad_body(s, &err);
-  answer_send(&a, s->hub->L, &err);
+  if (!answer_send(&a, s->hub->L, &err)) {
+    a.items = NULL;
+    a.code = after_bad_body(s, &err);
+    answer_send(&a, s->hub->L, &err);
+  }
+  r->bytes += a.bytes;
+  return a.code;
 }
 
 static void on_done(void *owner, host_task *t, lua_State *co, int status, int nresults) {
@@ -107,7 +161,8 @@ static void on_done(void *owner, host_task *t, lua_State *co, int status, int nr
   request *r = owner;
   channel *c = r->channel;
   if (status == HOST_CANCELLED && nresults) hub_log_error(r->server->hub, co, "in a to-be-closed variable of a cancelled endpoint");
-  if (c) answer_done(r, co, status);
+  int code = c ? answer_done(r, co, status) : 499;
+  if (r->line != LUA_NOREF) tell_request(r, code);
   retire(r);
   if (!c) return;
   c->in_flight--;
@@ -135,6 +190,13 @@ void request_orphan(channel *c) {
       LIST_INSERT_HEAD(&s->orphans, r, link);
       cancel(r, 499);
     }
+  }
+}
+
+void request_cancel_all(server *s, int code) {
+  request *r;
+  LIST_FOREACH(r, &s->hub->requests, live) { /* none ends within: that is host_run's */
+    if (r->server == s) cancel(r, code);
   }
 }
 
@@ -176,9 +238,13 @@ static request *take(channel *c) {
   r->server = s;
   r->cancel_code = 0;
   r->stream = r->sent = false;
+  r->line = LUA_NOREF;
+  r->bytes = 0;
   LIST_INSERT_HEAD(&c->requests, r, link);
   LIST_INSERT_HEAD(&s->hub->requests, r, live);
   s->in_flight++;
+  s->requests++;
+  r->generation = generation_enter(s);
   return r;
 }
 
@@ -192,6 +258,11 @@ static void begin(channel *c, lua_State *L, const host_json_field *f, double tim
   memcpy(r->id, f[ID].raw.at, f[ID].raw.len);
   r->stream = f[STREAM].type == LUA_TBOOLEAN && f[STREAM].raw.at[0] == 't';
   r->table = lua_topointer(L, -1);
+  if (s->answered != LUA_NOREF) {
+    r->began_ns = uv_hrtime();
+    lua_pushvalue(L, -1);
+    r->line = ref_take(L);
+  }
   set_deadline(r, s->timeout);
   set_deadline(r, timeout);
   lua_rawgeti(L, LUA_REGISTRYINDEX, c->peer);
@@ -200,7 +271,7 @@ static void begin(channel *c, lua_State *L, const host_json_field *f, double tim
   lua_setmetatable(L, -2);
   r->task = host_task_new(s->hub->host, L, on_done, r);
   lua_pushvalue(L, -1);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, s->handler);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, r->generation->handler);
   lua_rotate(L, -2, 1);
   lua_xmove(L, host_task_state(r->task), 3); /* the request, which stays below for after_return; the handler; its argument */
   c->in_flight++;
@@ -258,6 +329,7 @@ static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire
   }
   double timeout = read_timeout(L, f);
   fault wrong = find_fault(f, timeout);
+  if (!wrong.code && c->server->draining) wrong = (fault){503, stopping, NULL};
   if (!wrong.code && c->server->in_flight >= c->server->in_flight_most) wrong = (fault){503, "Too many requests in flight on this server", NULL};
   if (!wrong.code) {
     begin(c, L, f, timeout, encoding);
@@ -266,7 +338,7 @@ static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire
   lua_pop(L, 1);
   answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = wrong.code};
   if (has_id(f)) a.id = f[ID].raw.at, a.id_len = f[ID].raw.len;
-  answer_refuse(&a, wrong.message, wrong.detail);
+  refuse(&a, wrong.message, wrong.detail);
 }
 
 static bool is_object(const wire_message *m) {
@@ -330,6 +402,7 @@ static int send_item(lua_State *L, request *r) {
   answer a = {.channel = r->channel, .id = r->id, .id_len = r->id_len, .encoding = r->encoding, .code = 200, .more = true};
   lua_settop(L, 2);
   if (!answer_send(&a, L, &err)) return luaL_error(L, "request:send: %s", err.text);
+  r->bytes += a.bytes;
   hub_poke(r->server->hub);
   if (channel_is_clogged(r->channel)) return wait_to_send(L, r->channel);
   return sent(L, LUA_OK, lua_gettop(L));
@@ -370,6 +443,15 @@ static int remaining(lua_State *L) {
   return 1;
 }
 
+/* request_id() -> string | nil: the JSON text of the id of the request whose endpoint calls this. */
+static int request_id(lua_State *L) {
+  const host_task *running = host_task_running(hub_get(L)->host);
+  const request *r = running ? host_task_owner(running, on_done) : NULL;
+  if (!r) return 0;
+  lua_pushlstring(L, r->id, r->id_len);
+  return 1;
+}
+
 /* deadline(request, seconds): it ends with 504 after so many seconds, unless it has to earlier. */
 static int deadline(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
@@ -379,6 +461,6 @@ static int deadline(lua_State *L) {
 }
 
 void request_open(lua_State *L) {
-  static const luaL_Reg functions[] = {{"send", send_}, {"deadline", deadline}, {"remaining", remaining}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"send", send_}, {"deadline", deadline}, {"remaining", remaining}, {"request_id", request_id}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

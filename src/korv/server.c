@@ -1,10 +1,10 @@
-/* core.server: a listener, its connections and channels. Who may log in and what a request gets is asked of Lua. */
+/* core.server: a listener, its connections and channels. Who may log in and what a request gets is asked of Lua. What can be asked of a
+ * server that listens is in control.c. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "korv/server.h"
 
-static const char SERVER[] = "korv.server";
 
 enum {
   TURN_MESSAGES = 256, /* what one channel may do before others get their turn */
@@ -66,7 +66,7 @@ static bool on_authorize(void *owner, net_session *session, const net_public_key
 
 /* ---- connections --------------------------------------------------------------------------------------------------------------------- */
 
-static void on_session_open(void *owner, net_session *session) { (void)owner, (void)session; }
+static void on_session_open(void *owner, net_session *session) { session_close_drained(owner, session, 0); }
 
 typedef struct refusal {
   server *server;
@@ -98,7 +98,12 @@ void server_release(server *s) {
 
 static void on_listener_closed(void *owner) {
   server *s = owner;
+  hub *h = s->hub;
   s->unused = true;
+  s->listener = NULL;
+  if (h->dead) return;
+  lua_rawgeti(h->L, LUA_REGISTRYINDEX, s->ended);
+  hub_call(h, 0, 0, "ended");
   server_release(s);
 }
 
@@ -140,6 +145,7 @@ static void on_channel_open(void *owner, net_channel *nc) {
   c->net = nc;
   c->peer = *peer;
   LIST_INIT(&c->requests);
+  LIST_INSERT_HEAD(&s->channels, c, link);
   net_channel_set_data(nc, c);
 }
 
@@ -158,11 +164,13 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
   if (!c) return;
+  LIST_REMOVE(c, link);
   request_orphan(c);
   if (!c->server->hub->dead) wake_senders(c, true);
   if (c->large) hub_burst(c->server->hub, BURST_BYTES); /* its buffers go now */
   wire_reader_free(c->reader);
   wire_buf_free(&c->senders);
+  session_close_drained(c->server, net_channel_session(nc), 1);
   free(c);
   net_channel_set_data(nc, NULL);
 }
@@ -171,11 +179,9 @@ bool channel_is_clogged(const channel *c) { return net_channel_queued(c->net) >=
 
 bool channel_is_full(const channel *c) { return c->in_flight >= c->server->channel_in_flight_most || channel_is_clogged(c); }
 
-static void finish_if_done(channel *c) {
-  if (c->ended && c->in_flight == 0) net_channel_finish(c->net);
+void channel_finish_if_done(channel *c) {
+  if (c->in_flight == 0 && (c->ended || (c->server->draining && !c->reading))) net_channel_finish(c->net);
 }
-
-static void wake_senders(channel *c, bool gone);
 
 void channel_less_busy(channel *c) {
   if (!channel_is_clogged(c)) wake_senders(c, false);
@@ -183,7 +189,7 @@ void channel_less_busy(channel *c) {
     c->paused = false;
     net_channel_pause(c->net, false);
   }
-  finish_if_done(c);
+  channel_finish_if_done(c);
 }
 
 static void on_channel_drained(void *owner, net_channel *nc) {
@@ -225,6 +231,7 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
   if (!c || c->ended) return false;
   wire_buf *in = net_channel_in(nc);
   size_t bytes = 0;
+  c->reading = true;
   for (int n = 0; n < TURN_MESSAGES && bytes < c->server->turn_bytes; n++) {
     if (channel_is_full(c)) {
       c->paused = true;
@@ -232,7 +239,8 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
       return false;
     }
     if (!read_one(c, &bytes)) {
-      finish_if_done(c);
+      c->reading = false;
+      channel_finish_if_done(c);
       if (in->len == 0) wire_buf_shrink(in, 65536);
       return false;
     }
@@ -266,8 +274,6 @@ static void read_limits(lua_State *L, server *s) {
 }
 
 static void read_listen_options(lua_State *L, net_listen_options *o) {
-  o->host = option_string(L, 1, "host", NULL);
-  o->port = (int)option_integer(L, 1, "port", 8022, 0, 65535);
   o->connections = (size_t)option_integer(L, 1, "max_connections", 10000, 1, 1 << 20);
   o->unauthenticated = (size_t)option_integer(L, 1, "max_unauthenticated", 256, 1, 1 << 20);
   o->channels = (size_t)option_integer(L, 1, "max_channels", 64, 1, 4096);
@@ -276,12 +282,20 @@ static void read_listen_options(lua_State *L, net_listen_options *o) {
   o->keepalive_ms = option_ms(L, 1, "keepalive", 60);
 }
 
+static int optional_function(lua_State *L, const char *name) {
+  int type = lua_getfield(L, 1, name);
+  lua_pop(L, 1);
+  return type == LUA_TNIL ? LUA_NOREF : option_function(L, 1, name);
+}
+
 static void read_functions(lua_State *L, server *s) {
-  s->handler = option_function(L, 1, "handler");
   s->failed = option_function(L, 1, "failed");
   s->authorize = option_function(L, 1, "authorize");
   s->closed = option_function(L, 1, "closed");
   s->refused = option_function(L, 1, "refused");
+  s->retired = option_function(L, 1, "retired");
+  s->ended = option_function(L, 1, "ended");
+  s->answered = optional_function(L, "answered");
   if (lua_getfield(L, 1, "request") != LUA_TTABLE) luaL_error(L, "request must be the metatable of requests");
   s->request_meta = ref_take(L);
 }
@@ -290,24 +304,69 @@ static server *new_server(lua_State *L) {
   server *s = lua_newuserdatauv(L, sizeof *s, 0);
   memset(s, 0, sizeof *s);
   s->hub = hub_get(L);
-  s->handler = s->failed = s->authorize = s->closed = s->refused = s->request_meta = s->self = LUA_NOREF;
+  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->answered, &s->request_meta, &s->self};
+  for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) *refs[i] = LUA_NOREF;
+  LIST_INIT(&s->channels);
   LIST_INIT(&s->spare);
   LIST_INIT(&s->orphans);
-  luaL_setmetatable(L, SERVER);
+  luaL_setmetatable(L, KORV_SERVER);
   return s;
 }
 
-/* server(options) -> server | nil, message, name. Listens at once. */
+/* The list of file descriptors in a field of the options. */
+static size_t read_sockets(lua_State *L, int fds[NET_SOCKETS]) {
+  if (lua_getfield(L, 1, "sockets") != LUA_TTABLE) luaL_error(L, "sockets must be a list");
+  size_t n = lua_rawlen(L, -1);
+  if (n > NET_SOCKETS) luaL_error(L, "sockets: at most %d", NET_SOCKETS);
+  for (size_t i = 0; i < n; i++) {
+    int is_integer;
+    lua_rawgeti(L, -1, (lua_Integer)i + 1);
+    fds[i] = (int)lua_tointegerx(L, -1, &is_integer);
+    if (!is_integer) luaL_error(L, "sockets[%d] must be a file descriptor", (int)i + 1);
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 1);
+  return n;
+}
+
+/* bind(host | nil, port) -> sockets, port | nil, message, name */
+static int bind_(lua_State *L) {
+  net_error err;
+  int fds[NET_SOCKETS];
+  size_t n = net_bind(luaL_optstring(L, 1, NULL), (int)luaL_checkinteger(L, 2), fds, &err);
+  if (n == 0) return fail(L, err.name, err.text);
+  lua_createtable(L, (int)n, 0);
+  for (size_t i = 0; i < n; i++) {
+    lua_pushinteger(L, fds[i]);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  lua_pushinteger(L, net_socket_port(fds[0]));
+  return 2;
+}
+
+/* socket_port(fd) -> integer */
+static int socket_port(lua_State *L) {
+  lua_pushinteger(L, net_socket_port((int)luaL_checkinteger(L, 1)));
+  return 1;
+}
+
+/* server(options) -> server | nil, message, name. Listens at once on the sockets, which it takes over; its first handler is `handler`. */
 static int listen_(lua_State *L) {
   net_error err;
-  net_listen_options o = {0};
+  int sockets[NET_SOCKETS];
+  net_listen_options o = {.sockets = sockets};
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_settop(L, 1);
   server *s = new_server(L);
   read_limits(L, s);
   read_listen_options(L, &o);
   read_functions(L, s);
+  int handler = option_function(L, 1, "handler");
+  lua_rawgeti(L, LUA_REGISTRYINDEX, handler);
+  ref_drop(L, &handler);
+  generation_swap(s, L, option_integer(L, 1, "generation", 1, 0, LUA_MAXINTEGER));
   o.keys = key_list(L, 1, "keys", &o.key_count);
+  o.socket_count = read_sockets(L, sockets);
   s->listener = net_listen(s->hub->net, &o, &events, s, &err);
   if (!s->listener) return fail(L, err.name, err.text);
   lua_pushvalue(L, 2);
@@ -316,39 +375,10 @@ static int listen_(lua_State *L) {
   return 1;
 }
 
-static server *check(lua_State *L) { return luaL_checkudata(L, 1, SERVER); }
-
-/* server:port() -> integer | nil once closed */
-static int port(lua_State *L) {
-  const server *s = check(L);
-  if (!s->listener) return 0;
-  lua_pushinteger(L, net_listener_port(s->listener));
-  return 1;
-}
-
-/* server:close(): no new connections, and the ones that there are end. */
-static int close_(lua_State *L) {
-  server *s = check(L);
-  if (!s->listener) return 0;
-  net_listener_close(s->listener);
-  s->listener = NULL;
-  hub_poke(s->hub);
-  return 0;
-}
-
-/* server:handle(handler): what is asked from the next request on. */
-static int handle(lua_State *L) {
-  server *s = check(L);
-  luaL_checktype(L, 2, LUA_TFUNCTION);
-  lua_settop(L, 2);
-  ref_drop(L, &s->handler);
-  s->handler = ref_take(L);
-  return 0;
-}
-
 static int server_gc(lua_State *L) {
-  server *s = check(L);
-  int *refs[] = {&s->handler, &s->failed, &s->authorize, &s->closed, &s->refused, &s->request_meta};
+  server *s = luaL_checkudata(L, 1, KORV_SERVER);
+  generation_free(L, s->generation);
+  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->answered, &s->request_meta};
   for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) ref_drop(L, refs[i]);
   request_list *lists[] = {&s->spare, &s->orphans};
   for (size_t i = 0; i < 2; i++) {
@@ -364,8 +394,7 @@ static int server_gc(lua_State *L) {
 }
 
 void server_open(lua_State *L) {
-  static const luaL_Reg methods[] = {{"port", port}, {"close", close_}, {"handle", handle}, {NULL, NULL}};
-  type_make(L, SERVER, methods, server_gc);
-  lua_pushcfunction(L, listen_);
-  lua_setfield(L, -2, "server");
+  static const luaL_Reg functions[] = {{"server", listen_}, {"bind", bind_}, {"socket_port", socket_port}, {NULL, NULL}};
+  type_make(L, KORV_SERVER, control_methods, server_gc);
+  luaL_setfuncs(L, functions, 0);
 }

@@ -1,4 +1,4 @@
-/* What server.c, request.c and answer.c share: the server's types. */
+/* What server.c, control.c, generation.c, request.c and answer.c share: the server's types. */
 #ifndef KORV_SERVER_H
 #define KORV_SERVER_H
 
@@ -6,22 +6,35 @@
 
 #include "korv/korv.h"
 
+#define KORV_SERVER "korv.server"
+
 enum { ID_BYTES = 256 };
 
 typedef struct server server;
 typedef struct channel channel;
+
+typedef struct generation {
+  server *server;
+  int handler; /* a Lua function */
+  lua_Integer number;
+  size_t in_flight; /* requests that began in it */
+} generation;
 
 typedef struct request {
   LIST_ENTRY(request) link; /* of its channel, or its server's orphans or spares */
   LIST_ENTRY(request) live; /* of the hub, while it is to be answered */
   server *server;
   channel *channel; /* NULL: gone */
+  generation *generation;
   host_task *task;
+  int line;          /* the message's table, for the access line; LUA_NOREF: none is wanted */
+  uint64_t began_ns; /* where one is wanted */
+  size_t bytes;      /* answered so far */
   const void *table; /* the Lua table's address: it lives as long as the task, at the bottom of its stack */
   timer *deadline;   /* NULL: none */
   double seconds;    /* the deadline's */
   uint64_t due_ms;   /* the same, on the loop's clock */
-  int cancel_code;   /* why it was cancelled: 499, 504; 0: it was not */
+  int cancel_code;   /* why it was cancelled: 499, 503, 504; 0: it was not */
   bool stream;       /* items go out as they come */
   bool sent;         /* an item was sent or gathered */
   wire_buf items;    /* gathered, encoded, commas between */
@@ -35,7 +48,8 @@ typedef LIST_HEAD(request_list, request) request_list;
 struct server {
   hub *hub;
   net_listener *listener;
-  int handler, failed, authorize, closed, refused; /* Lua functions */
+  int failed, authorize, closed, refused, retired, ended, answered; /* Lua functions; answered may be none */
+  generation *generation;                 /* of new requests */
   int request_meta;                       /* the metatable of request tables */
   int self;                               /* keeps the userdata while a connection may need it */
   wire_limits in;
@@ -43,12 +57,16 @@ struct server {
   size_t in_flight, in_flight_most; /* of all channels */
   size_t channel_in_flight_most, queued_most, turn_bytes;
   double timeout; /* of a request, in seconds; 0: none */
+  uint64_t requests; /* ever */
+  bool draining;  /* what runs may end, nothing begins */
   bool unused;    /* its listener and its sessions have gone */
+  LIST_HEAD(, channel) channels;
   request_list spare;   /* to be used again */
   request_list orphans; /* whose channel has gone while they ran */
 };
 
 struct channel {
+  LIST_ENTRY(channel) link; /* of its server */
   server *server;
   net_channel *net;
   wire_reader *reader;
@@ -57,6 +75,7 @@ struct channel {
   request_list requests;
   wire_buf senders; /* of `sender`: tasks that wait for output to drain */
   bool paused, ended; /* ended: no more requests will come */
+  bool reading;       /* whole messages may be at hand */
   bool large;         /* it has carried large messages */
 };
 
@@ -68,7 +87,21 @@ typedef struct sender {
 void server_release(server *s); /* after the last of anything that needs it */
 bool channel_is_full(const channel *c);    /* no more requests are to be read */
 bool channel_is_clogged(const channel *c); /* no more output is to be queued */
+void channel_finish_if_done(channel *c);
 void channel_less_busy(channel *c); /* an answer is out: go on reading, or finish */
+
+/* ---- control.c ----------------------------------------------------------------------------------------------------------------------------- */
+
+extern const luaL_Reg control_methods[]; /* of the Lua type */
+/* Closes a session that a drain has left without a use: it has no channels but `leaving`, which are about to go. */
+void session_close_drained(const server *s, net_session *session, size_t leaving);
+
+/* ---- generation.c ------------------------------------------------------------------------------------------------------------------------ */
+
+generation *generation_enter(server *s); /* for a request that begins */
+void generation_leave(generation *g);    /* which has ended */
+void generation_swap(server *s, lua_State *L, lua_Integer number); /* pops the handler of requests to come; raises for want of memory */
+void generation_free(lua_State *L, generation *g);
 
 /* ---- answer.c ---------------------------------------------------------------------------------------------------------------------------- */
 
@@ -80,10 +113,11 @@ typedef struct answer {
   int code;
   bool more;             /* one of a stream, and not its last */
   const wire_buf *items; /* gathered ones, which the body is the last of; or NULL */
+  size_t bytes;          /* out: the message's, before compression */
 } answer;
 
 /* Sends the value on top of L (popped) as the body. False: it has no JSON form, *err says why and nothing was sent. */
-bool answer_send(const answer *a, lua_State *L, host_json_error *err);
+bool answer_send(answer *a, lua_State *L, host_json_error *err);
 void answer_refuse(answer *a, const char *message, const char *detail); /* a body of these; message NULL: null */
 
 /* ---- request.c: a message that asks for something -------------------------------------------------------------------------------------------- */
@@ -91,5 +125,6 @@ void answer_refuse(answer *a, const char *message, const char *detail); /* a bod
 void request_read(channel *c, const wire_message *m); /* answers it, now or when its endpoint has */
 void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail); /* with request_id 0 */
 void request_orphan(channel *c); /* the channel has gone: what runs for it is cancelled */
+void request_cancel_all(server *s, int code); /* which their clients are answered */
 
 #endif

@@ -35,8 +35,6 @@ struct net {
   session_queue flushes; /* something is to be written */
 };
 
-enum { LISTEN_SOCKETS = 8 };
-
 typedef struct listen_socket {
   uv_poll_t poll;
   struct net_listener *listener;
@@ -48,14 +46,13 @@ struct net_listener {
   net *net;
   const net_events *events;
   void *owner;
-  net_listen_options options; /* host and keys are not kept */
+  net_listen_options options; /* sockets and keys are not kept */
   ssh_bind bind;
   uv_timer_t retry; /* after the file descriptors ran out */
-  listen_socket sockets[LISTEN_SOCKETS];
+  listen_socket sockets[NET_SOCKETS];
   size_t socket_count, closing_handles;
   size_t sessions, unauthenticated;
-  int port;
-  bool closed;
+  bool closed; /* to new connections */
 };
 
 typedef enum session_state {
@@ -88,6 +85,7 @@ struct net_session {
   unsigned closing_handles;
   session_state state;
   bool in_reports, in_flushes, told_open, verified, logged_in, gathering;
+  bool farewell; /* a server's: its peer is told why */
   uint64_t seen_bytes; /* of counter.in_bytes: what a report has been asked for */
   uint64_t keepalive_ms, alive_bytes; /* alive_bytes: of counter.in_bytes, at the last look */
   unsigned silent; /* looks without a byte */
@@ -149,7 +147,7 @@ void net_session_deadline(net_session *s, uint64_t ms, uv_timer_cb cb);
 void net_listener_release(net_listener *l, bool logged_in); /* a session of it is gone */
 
 /* serve.c */
-ssh_bind net_serve_bind(const net_listen_options *o, net_error *err);
+ssh_bind net_serve_bind(net_key **keys, size_t key_count, net_error *err); /* how sessions are set up */
 void net_serve_accept(net_listener *l, int fd, const char *address); /* takes fd over */
 void net_serve_logged_in(net_session *s);
 

@@ -1,5 +1,4 @@
-/* A server's sockets: bind, accept, count. What happens on a connection once it is accepted is serve.c's. */
-#include <arpa/inet.h>
+/* A server's sockets: accept, count. What happens on a connection once it is accepted is serve.c's. */
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -14,7 +13,7 @@
 
 #include "net/internal.h"
 
-enum { BACKLOG = 512, ACCEPTS = 64 /* in one go */, RETRY_MS = 100, SPARE_FDS = 64, FDS_PER_SESSION = 2 };
+enum { ACCEPTS = 64 /* in one go */, RETRY_MS = 100, SPARE_FDS = 64, FDS_PER_SESSION = 2 };
 
 /* ---- accepting --------------------------------------------------------------------------------------------------------------------- */
 
@@ -76,71 +75,16 @@ static void on_acceptable(uv_poll_t *h, int status, int events) {
   }
 }
 
-/* ---- binding ------------------------------------------------------------------------------------------------------------------------ */
-
-static bool bind_failed(int fd, const char *host, int port, net_error *err) {
-  int code = errno;
-  net_error_set(err, uv_err_name(uv_translate_sys_error(code)), "cannot listen on %s port %d: %s%s", host, port, strerror(code),
-                code == EADDRINUSE ? "; stop what listens there or choose another port (--port)"
-                : code == EACCES   ? "; ports below 1024 need privileges, choose another (--port)"
-                                   : "");
-  if (fd >= 0) close(fd);
-  return false;
-}
-
-static int port_of(int fd) {
-  struct sockaddr_storage at;
-  socklen_t len = sizeof at;
-  if (getsockname(fd, (struct sockaddr *)&at, &len) < 0) return 0;
-  return ntohs(at.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&at)->sin6_port : ((struct sockaddr_in *)&at)->sin_port);
-}
-
-/* Binds one more socket. only_v6: there is to be an IPv4 socket of its own beside it. */
-static bool add_socket(net_listener *l, const struct sockaddr *at, socklen_t len, bool only_v6, const char *host, net_error *err) {
-  int on = 1, v6 = only_v6;
-  int fd = socket(at->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd < 0) return bind_failed(fd, host, l->port, err);
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  if (at->sa_family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6, sizeof v6);
-  if (bind(fd, at, len) < 0 || listen(fd, BACKLOG) < 0) return bind_failed(fd, host, l->port, err);
-  listen_socket *ls = &l->sockets[l->socket_count];
-  if (uv_poll_init(l->net->loop, &ls->poll, fd) < 0) return bind_failed(fd, host, l->port, err);
-  ls->fd = fd;
-  ls->listener = l;
-  l->socket_count++;
-  net_handle_init(l->net, (uv_handle_t *)&ls->poll);
-  uv_poll_start(&ls->poll, UV_READABLE, on_acceptable);
-  if (l->port == 0) l->port = port_of(fd); /* further addresses take the same one */
-  return true;
-}
-
-static bool bind_everywhere(net_listener *l, net_error *err) {
-  struct sockaddr_in6 any6 = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)l->port), .sin6_addr = IN6ADDR_ANY_INIT};
-  struct sockaddr_in any4 = {.sin_family = AF_INET, .sin_port = htons((uint16_t)l->port)};
-  if (add_socket(l, (struct sockaddr *)&any6, sizeof any6, false, "all interfaces", err)) return true;
-  if (strcmp(err->name, "EAFNOSUPPORT") != 0 && strcmp(err->name, "EADDRNOTAVAIL") != 0) return false;
-  return add_socket(l, (struct sockaddr *)&any4, sizeof any4, false, "all interfaces", err); /* a machine without IPv6 */
-}
-
-static bool bind_host(net_listener *l, const char *host, net_error *err) {
-  struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found, *a;
-  int rc = getaddrinfo(host, NULL, &hints, &found);
-  if (rc != 0) {
-    net_error_set(err, "EAI", "cannot listen on %s: %s", host, gai_strerror(rc));
-    return false;
+void net_listener_adopt(net_listener *l, int fd) {
+  struct sockaddr_storage from = {0};
+  socklen_t len = sizeof from;
+  bool gone = getpeername(fd, (struct sockaddr *)&from, &len) < 0;
+  if (!gone && !l->closed) {
+    accepted(l, fd, &from, len);
+    return;
   }
-  bool ok = true;
-  for (a = found; a && ok && l->socket_count < LISTEN_SOCKETS; a = a->ai_next) {
-    struct sockaddr_storage at;
-    memcpy(&at, a->ai_addr, a->ai_addrlen);
-    if (at.ss_family == AF_INET6)
-      ((struct sockaddr_in6 *)&at)->sin6_port = htons((uint16_t)l->port);
-    else
-      ((struct sockaddr_in *)&at)->sin_port = htons((uint16_t)l->port);
-    ok = add_socket(l, (struct sockaddr *)&at, a->ai_addrlen, true, host, err);
-  }
-  freeaddrinfo(found);
-  return ok;
+  close(fd);
+  l->events->refused(l->owner, "?", gone ? "it has gone already" : "the server is stopping");
 }
 
 /* ---- life ---------------------------------------------------------------------------------------------------------------------------- */
@@ -156,8 +100,32 @@ static size_t connections_allowed(size_t wanted) {
   return wanted < carried ? wanted : carried;
 }
 
-net_listener *net_listen(net *n, const net_listen_options *o, const net_events *events, void *owner, net_error *err) {
-  ssh_bind bind = net_serve_bind(o, err);
+static bool watch_socket(net_listener *l, int fd, net_error *err) {
+  listen_socket *ls = &l->sockets[l->socket_count];
+  int rc = uv_poll_init(l->net->loop, &ls->poll, fd);
+  if (rc < 0) {
+    net_error_set(err, uv_err_name(rc), "cannot listen on the socket %d: %s", fd, uv_strerror(rc));
+    return false;
+  }
+  ls->fd = fd;
+  ls->listener = l;
+  l->socket_count++;
+  net_handle_init(l->net, (uv_handle_t *)&ls->poll);
+  uv_poll_start(&ls->poll, UV_READABLE, on_acceptable);
+  return true;
+}
+
+static bool watch_sockets(net_listener *l, const net_listen_options *o, net_error *err) {
+  if (o->socket_count > NET_SOCKETS) net_error_set(err, "EINVAL", "%zu sockets are given, at most %d can be", o->socket_count, NET_SOCKETS);
+  size_t i = 0;
+  while (o->socket_count <= NET_SOCKETS && i < o->socket_count && watch_socket(l, o->sockets[i], err)) i++;
+  bool ok = i == o->socket_count;
+  for (; i < o->socket_count; i++) close(o->sockets[i]);
+  return ok;
+}
+
+static net_listener *new_listener(net *n, const net_listen_options *o, const net_events *events, void *owner, net_error *err) {
+  ssh_bind bind = net_serve_bind(o->keys, o->key_count, err);
   net_listener *l = bind ? calloc(1, sizeof *l) : NULL;
   if (!l) {
     if (bind) net_error_set(err, "ENOMEM", "out of memory");
@@ -170,14 +138,30 @@ net_listener *net_listen(net *n, const net_listen_options *o, const net_events *
   l->options = *o;
   l->options.connections = connections_allowed(o->connections);
   l->bind = bind;
-  l->port = o->port;
   uv_timer_init(n->loop, &l->retry);
   net_handle_init(n, (uv_handle_t *)&l->retry);
   LIST_INSERT_HEAD(&n->listeners, l, link);
-  if (o->host ? bind_host(l, o->host, err) : bind_everywhere(l, err)) return l;
+  return l;
+}
+
+net_listener *net_listen(net *n, const net_listen_options *o, const net_events *events, void *owner, net_error *err) {
+  net_listener *l = new_listener(n, o, events, owner, err);
+  if (!l) {
+    for (size_t i = 0; i < o->socket_count; i++) close(o->sockets[i]);
+    return NULL;
+  }
+  if (watch_sockets(l, o, err)) return l;
   l->owner = NULL; /* it never hears of this listener */
   net_listener_close(l);
   return NULL;
+}
+
+bool net_listener_set_keys(net_listener *l, net_key **keys, size_t count, net_error *err) {
+  ssh_bind bind = net_serve_bind(keys, count, err);
+  if (!bind) return false;
+  ssh_bind_free(l->bind); /* each session has copies of its own */
+  l->bind = bind;
+  return true;
 }
 
 static void free_if_over(net_listener *l) {
@@ -203,16 +187,29 @@ static void on_socket_closed(uv_handle_t *h) {
   handle_gone(ls->listener);
 }
 
-void net_listener_close(net_listener *l) {
+void net_listener_stop(net_listener *l) {
   if (l->closed) return;
   l->closed = true;
   l->closing_handles = l->socket_count + 1;
   for (size_t i = 0; i < l->socket_count; i++) uv_close((uv_handle_t *)&l->sockets[i].poll, on_socket_closed);
   uv_close((uv_handle_t *)&l->retry, on_retry_closed);
+}
+
+void net_listener_visit(net_listener *l, net_visit *visit, void *arg) {
   net_session *s;
-  LIST_FOREACH(s, &l->net->sessions, all) {
-    if (s->listener == l) net_session_fail(s, "ECLOSED", "the server stopped");
+  LIST_FOREACH(s, &l->net->sessions, all) { /* none is taken out within: they die in a report */
+    if (s->listener == l && s->state < SESSION_DEAD) visit(s, arg);
   }
+}
+
+static void end_session(net_session *s, void *arg) {
+  (void)arg;
+  net_session_close(s, "ECLOSED", "the server stopped");
+}
+
+void net_listener_close(net_listener *l) {
+  net_listener_stop(l);
+  net_listener_visit(l, end_session, NULL);
 }
 
 void net_listener_release(net_listener *l, bool logged_in) {
@@ -221,4 +218,4 @@ void net_listener_release(net_listener *l, bool logged_in) {
   free_if_over(l);
 }
 
-int net_listener_port(const net_listener *l) { return l->port; }
+size_t net_listener_sessions(const net_listener *l) { return l->sessions; }

@@ -41,7 +41,7 @@ typedef struct net_events {
   /* May this key in, as seen now? Called within libssh, up to twice for each key that a client offers: first when it is offered, then,
    * with verified, when its signature has been checked. May touch no session. */
   bool (*authorize)(void *owner, net_session *s, const net_public_key *key, bool verified);
-  void (*refused)(void *owner, const char *address, const char *why);         /* a connection, at a limit; told outside a report */
+  void (*refused)(void *owner, const char *address, const char *why);         /* a connection, mostly at a limit; told outside a report */
   void (*listener_closed)(void *owner);                                       /* and the last of its sessions has gone */
   void (*session_open)(void *owner, net_session *s);                          /* logged in */
   void (*session_closed)(void *owner, net_session *s, const net_error *why);  /* the last word on it, also where it never opened */
@@ -66,10 +66,17 @@ bool net_pending(const net *n); /* is there anything for either? */
 
 /* ---- listening ---------------------------------------------------------------------------------------------------------------- */
 
+enum { NET_SOCKETS = 8 }; /* of one listener, at most */
+
+/* Makes listening sockets, which do not block and are closed on exec, on a host (NULL: all interfaces, IPv6 and IPv4) and a port (0: a free
+ * one). They are the caller's. Returns how many; 0: an error. */
+size_t net_bind(const char *host, int port, int fds[NET_SOCKETS], net_error *err);
+int net_socket_port(int fd);
+
 typedef struct net_listen_options {
-  const char *host; /* NULL: all interfaces, IPv6 and IPv4 */
-  int port;         /* 0: a free one */
-  net_key **keys;   /* host keys, one of a type; they stay the caller's and must outlive the listener */
+  const int *sockets; /* of net_bind, or what another process has handed over; the listener takes them over, also where it fails */
+  size_t socket_count; /* 0: it has only what is adopted */
+  net_key **keys;      /* host keys, one of a type; they stay the caller's */
   size_t key_count;
   size_t connections;     /* in all; lowered to what the file descriptors allow */
   size_t unauthenticated; /* of these, not logged in yet */
@@ -80,8 +87,13 @@ typedef struct net_listen_options {
 } net_listen_options;
 
 net_listener *net_listen(net *n, const net_listen_options *o, const net_events *events, void *owner, net_error *err);
-int net_listener_port(const net_listener *l);
-void net_listener_close(net_listener *l); /* no new connections, and those that there are end */
+void net_listener_adopt(net_listener *l, int fd);  /* a connected socket, as if it had been accepted here; it is taken over */
+bool net_listener_set_keys(net_listener *l, net_key **keys, size_t count, net_error *err); /* host keys, from the next connection on */
+void net_listener_stop(net_listener *l);  /* no new connections and channels; listener_closed follows the last session's end */
+void net_listener_close(net_listener *l); /* the same, and those that there are end */
+typedef void net_visit(net_session *s, void *arg);
+void net_listener_visit(net_listener *l, net_visit *visit, void *arg); /* each session that lives; visit may close it */
+size_t net_listener_sessions(const net_listener *l);
 
 /* ---- dialling ----------------------------------------------------------------------------------------------------------------- */
 
@@ -103,7 +115,10 @@ net_session *net_dial(net *n, const net_dial_options *o, const net_events *event
 
 /* ---- sessions ------------------------------------------------------------------------------------------------------------------ */
 
-void net_session_close(net_session *s, const char *name, const char *why); /* tells session_closed at the next net_report */
+/* Tells session_closed at the next net_report. A server tells its peer `why`. */
+void net_session_close(net_session *s, const char *name, const char *why);
+size_t net_session_channels(const net_session *s);
+bool net_session_is_open(const net_session *s); /* logged in, and not at its end */
 void net_session_set_data(net_session *s, void *data);
 void *net_session_data(const net_session *s);
 const char *net_session_address(const net_session *s); /* "127.0.0.1"; of the peer */

@@ -88,7 +88,7 @@ static int on_subsystem(ssh_session ssh, ssh_channel channel, const char *name, 
 
 /* NULL: refused. The channel is the library's until its open is confirmed; c follows it from then on. */
 static net_channel *accept_channel(net_session *s) {
-  if (!s->verified || s->channel_count >= s->listener->options.channels) return NULL;
+  if (!s->verified || s->listener->closed || s->channel_count >= s->listener->options.channels) return NULL;
   ssh_channel ssh = ssh_channel_new(s->ssh);
   if (!ssh) return NULL;
   net_channel *c = net_channel_new(s, ssh);
@@ -133,11 +133,11 @@ static bool set_algorithms(ssh_bind bind) {
          ssh_bind_options_set(bind, SSH_BIND_OPTIONS_BANNER, "korv") == SSH_OK;
 }
 
-ssh_bind net_serve_bind(const net_listen_options *o, net_error *err) {
+ssh_bind net_serve_bind(net_key **keys, size_t key_count, net_error *err) {
   ssh_bind bind = ssh_bind_new();
   bool ok = bind && set_algorithms(bind);
-  for (size_t i = 0; ok && i < o->key_count; i++) {
-    ssh_key copy = ssh_key_dup(o->keys[i]->key); /* the bind takes it over */
+  for (size_t i = 0; ok && i < key_count; i++) {
+    ssh_key copy = ssh_key_dup(keys[i]->key); /* the bind takes it over */
     ok = copy && ssh_bind_options_set(bind, SSH_BIND_OPTIONS_IMPORT_KEY, copy) == SSH_OK;
     if (!ok) ssh_key_free(copy);
   }
@@ -177,6 +177,7 @@ void net_serve_accept(net_listener *l, int fd, const char *address) {
   if (!s) {
     ssh_free(ssh);
     close(fd);
+    l->events->refused(l->owner, address, "out of memory");
     return;
   }
   s->listener = l;

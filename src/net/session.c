@@ -45,13 +45,23 @@ void net_session_fail(net_session *s, const char *name, const char *format, ...)
   net_session_changed(s);
 }
 
-void net_session_close(net_session *s, const char *name, const char *why) { net_session_fail(s, name, "%s", why); }
+void net_session_close(net_session *s, const char *name, const char *why) {
+  if (s->state < SESSION_DEAD) s->farewell = s->listener && s->event;
+  net_session_fail(s, name, "%s", why);
+}
+
+/* SSH's own last message. What the socket does not take at once is lost: the peer had its time to read. */
+static void say_farewell(net_session *s) {
+  ssh_session_set_disconnect_message(s->ssh, s->why->text);
+  ssh_disconnect(s->ssh);
+}
 
 static void session_free(net_session *s) {
   if (s->event) {
     ssh_event_remove_session(s->event, s->ssh);
     ssh_event_free(s->event);
   }
+  if (s->farewell && ssh_get_fd(s->ssh) >= 0) say_farewell(s);
   if (s->ssh) ssh_free(s->ssh);
   if (s->poll_fd >= 0) close(s->poll_fd);
   net_channel *c;
@@ -212,6 +222,8 @@ void net_session_opened(net_session *s) {
 void net_session_set_data(net_session *s, void *data) { s->data = data; }
 void *net_session_data(const net_session *s) { return s->data; }
 const char *net_session_address(const net_session *s) { return s->address; }
+size_t net_session_channels(const net_session *s) { return s->channel_count; }
+bool net_session_is_open(const net_session *s) { return s->state == SESSION_OPEN; }
 const char *net_session_login(const net_session *s) { return s->login ? s->login : ""; }
 const char *net_session_fingerprint(const net_session *s) { return s->fingerprint; }
 

@@ -1,0 +1,91 @@
+--- `korv serve`: which processes there are, and what each of them does. With one worker it is one process; with more, a supervisor that has
+-- the sockets, and the same command again for each worker.
+-- @module korv.serve
+
+local core = require "korv.core"
+local korv = require "korv"
+local log = require "korv.log"
+local service = require "korv.service"
+local supervisor = require "korv.supervisor"
+local worker = require "korv.worker"
+
+local FAILED = 1
+
+local function announce(info, host, port)
+  local shown = {}
+  for i, key in ipairs(info.host_keys) do shown[i] = ("%s (%s)"):format(key.fingerprint, key.type) end
+  print(("korv: listening on %s port %d, host key %s"):format(host or "all interfaces,", port, table.concat(shown, ", ")))
+  io.stdout:flush()
+end
+
+local function new_server(options)
+  return korv.server {
+    host = options.host, port = options.port, authorized_client_keys = options.authorized_keys,
+    host_keys = #options.host_key > 0 and options.host_key or nil,
+    watch = not options.no_watch, drain = options.drain,
+  }
+end
+
+-- A server that has read its keys and its scripts; or nil and a message.
+local function load(options)
+  local server, message = new_server(options)
+  if not server then return nil, message end
+  server.number = worker.generation() or 1
+  local ok
+  ok, message = server:load(table.unpack(options.script))
+  return ok and server, message
+end
+
+local function check(options)
+  local server, message = load(options)
+  if not server then return FAILED, message end
+  local files = #server.generation.files
+  print(("korv: %d endpoints in %d files, %d authorized keys: all well"):format(#server.generation.app.routes:entries(), files,
+    server.credentials:count()))
+  return 0
+end
+
+local function serve_alone(options)
+  local server, message = load(options)
+  local listening
+  if server then listening, message = server:listen(service.inherited()) end
+  if not listening then return FAILED, message end
+  announce(server, options.host, server.port)
+  server:run()
+  return 0
+end
+
+local function serve_as_worker(options)
+  local server, message = load(options)
+  if not server then return FAILED, message end
+  worker.run(server, { watch = not options.no_watch })
+  return 0
+end
+
+local function serve_with_workers(options)
+  local sockets, message = service.inherited()
+  if not sockets then sockets, message = core.bind(options.host, options.port or 8022) end
+  if not sockets then return FAILED, message end
+  local parent = supervisor.new { sockets = sockets, workers = options.workers }
+  local info
+  info, message = parent:start()
+  if not info then return FAILED, message end
+  announce(info, options.host, core.socket_port(sockets[1]))
+  service.run(parent, { drain = options.drain })
+  return 0
+end
+
+--- Serves, or checks, as the command line says, and returns when that is over.
+-- @tparam table options the command line's
+-- @treturn int the exit status
+-- @treturn ?string what to tell on stderr
+local function serve(options)
+  if options.log_level then log.level(options.log_level) end
+  if options.log_format then log.format(options.log_format) end
+  if options.check then return check(options) end
+  if worker.number() then return serve_as_worker(options) end
+  if (options.workers or 1) > 1 then return serve_with_workers(options) end
+  return serve_alone(options)
+end
+
+return serve
