@@ -18,6 +18,7 @@ local LIBRARIES = { "libdeflate.h", "zlib.h", "libssh/", "uv.h", "lua.h", "lauxl
 -- A module of lua/korv: the modules of korv's that it may require. What is not here may require none.
 local MODULES = {
   app = { "router", "log" },
+  log = { "core" },
   task = { "core" },
   server = { "core", "app", "keys", "loader", "log", "options" },
   identity = { "core" },

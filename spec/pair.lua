@@ -21,6 +21,7 @@ end
 
 --- Gathers the log.
 function pair.begin()
+  korv.log.format "text"
   korv.log.sink(function(line) pair.logged[#pair.logged + 1] = line end)
 end
 
@@ -33,6 +34,7 @@ function pair.finish()
     uv.sleep(1)
   end
   korv.log.sink(nil)
+  korv.log.format "auto"
   support.finish()
 end
 

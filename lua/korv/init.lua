@@ -12,6 +12,7 @@ local log = require "korv.log"
 local task = require "korv.task"
 
 core.set_log(function(level, message) log[level]("%s", message) end)
+log.context(core.request_id)
 
 local korv = {
   --- The version of this module.

@@ -21,6 +21,7 @@ int luaopen_korv_core(lua_State *L) {
   lua_setfield(L, -2, "json");
   key_open(L);
   timer_open(L);
+  log_open(L);
   task_open(L);
   server_open(L);
   request_open(L);

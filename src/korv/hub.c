@@ -74,7 +74,7 @@ static void turn(hub *h) {
   if (lua_pcall(h->L, 1, 1, 0) == LUA_OK)
     more = lua_toboolean(h->L, -1);
   else
-    fprintf(stderr, "korv: a turn of the loop failed: %s\n", lua_tostring(h->L, -1));
+    hub_log(h, "error", "a turn of the loop failed: %s", lua_tostring(h->L, -1));
   lua_settop(h->L, 0);
   h->in_turn = false;
   stay_awake(h, more);
@@ -85,11 +85,13 @@ static bool has_work(const hub *h) { return net_pending(h->net) || host_pending(
 static void on_prepare(uv_prepare_t *handle) {
   hub *h = (hub *)(void *)((char *)handle - offsetof(hub, prepare));
   if (has_work(h)) turn(h);
+  log_flush(h);
 }
 
 static void on_check(uv_check_t *handle) {
   hub *h = (hub *)(void *)((char *)handle - offsetof(hub, check));
   if (has_work(h)) turn(h);
+  log_flush(h);
 }
 
 void hub_poke(hub *h) {
@@ -118,9 +120,9 @@ bool hub_call(hub *h, int nargs, int nresults, const char *where) {
   return ok;
 }
 
-/* core.log is Lua's: function(level, message). Where it is missing or fails, stderr has to do. */
+/* core.log is Lua's: function(level, message). Where it is missing or fails, a plain line has to do. */
 void hub_log(hub *h, const char *level, const char *format, ...) {
-  char text[2048];
+  char text[2048], line[sizeof text + 32];
   va_list args;
   va_start(args, format);
   vsnprintf(text, sizeof text, format, args);
@@ -132,7 +134,7 @@ void hub_log(hub *h, const char *level, const char *format, ...) {
     if (host_pcall(h->host, L, 2, 0, 0) == LUA_OK) return;
   }
   lua_pop(L, 1);
-  fprintf(stderr, "korv: %s: %s\n", level, text);
+  log_line(h, line, (size_t)snprintf(line, sizeof line, "korv: %s: %s", level, text));
 }
 
 static int to_text(lua_State *L) {
@@ -223,6 +225,7 @@ static int hub_gc(lua_State *L) {
   hub *h = *box;
   if (!h) return 0;
   *box = NULL;
+  log_end(h);
   h->dead = true;
   net_free(h->net);
   host_free(h->host);
@@ -232,6 +235,7 @@ static int hub_gc(lua_State *L) {
   uv_close((uv_handle_t *)&h->idle, on_closed);
   uv_close((uv_handle_t *)&h->rest, on_closed);
   timers_close(h);
+  log_close(h);
   return 0;
 }
 
@@ -309,6 +313,7 @@ void hub_open(lua_State *L) {
   h->L = lua_newthread(L);
   lua_rawsetp(L, LUA_REGISTRYINDEX, h);
   begin_turns(h);
+  log_begin(h);
   *box = h;
   lua_setfield(L, LUA_REGISTRYINDEX, HUB);
 }

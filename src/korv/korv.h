@@ -14,12 +14,31 @@
 #include "net/net.h"
 #include "wire/wire.h"
 
+/* ---- log.c: lines on their way to stderr ------------------------------------------------------------------------------------------ */
+
+typedef struct log_queue {
+  wire_buf out;     /* whole lines; of the first, a part may have gone out */
+  size_t dropped;   /* lines, because too much waited */
+  uv_timer_t retry; /* while stderr takes no more */
+  uint64_t retry_ms;
+  int fd, kind;     /* stderr, and how it is written to */
+  LIST_ENTRY(log_queue) link;
+} log_queue;
+
+typedef struct hub hub;
+
+void log_line(hub *h, const char *line, size_t len); /* its newline is added; written after the turn, or at once where no loop runs */
+void log_flush(hub *h);                              /* writes what stderr takes without waiting */
+void log_begin(hub *h);
+void log_end(hub *h);   /* what waits goes out, if somebody reads it */
+void log_close(hub *h); /* as timers_close */
+
 /* ---- hub.c: what one Lua state has once ----------------------------------------------------------------------------------------- */
 
 typedef struct timer timer;
 struct request;
 
-typedef struct hub {
+struct hub {
   uv_loop_t *loop;
   lua_State *L; /* a thread of its own for all that runs in a turn */
   net *net;
@@ -35,11 +54,12 @@ typedef struct hub {
   int rested_kb;           /* of Lua's memory, after the last rest that collected */
   LIST_HEAD(, request) requests; /* of all servers, while they are to be answered */
   timer *timers, *spare_timers; /* all, and those not in use */
+  log_queue log;
   unsigned closing_handles;
   bool in_turn, dead;
   char time[24]; /* of this turn, in seconds, as JSON */
   size_t time_len;
-} hub;
+};
 
 void hub_open(lua_State *L); /* makes it where there is none; the module's table is on top of the stack, it gets set_log; raises */
 hub *hub_get(lua_State *L);
@@ -101,6 +121,7 @@ void connection_open(lua_State *L); /* core.dial */
 void reader_open(lua_State *L);     /* core.reader */
 void request_open(lua_State *L);    /* core.send, core.deadline */
 void timer_open(lua_State *L);      /* core.timer */
+void log_open(lua_State *L);        /* core.log_write, log_flush, log_dropped, log_time */
 void task_open(lua_State *L);       /* core.spawn, sleep, here, ticket, wait, wake */
 host_task *task_that_waits(lua_State *L, int level); /* raises where nothing can wait, as if at that level of the stack */
 
