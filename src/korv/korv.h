@@ -101,6 +101,7 @@ void connection_open(lua_State *L); /* core.dial */
 void reader_open(lua_State *L);     /* core.reader */
 void request_open(lua_State *L);    /* core.send, core.deadline */
 void timer_open(lua_State *L);      /* core.timer */
+void notify_open(lua_State *L);     /* core.notify, inherit */
 void task_open(lua_State *L);       /* core.spawn, sleep, here, ticket, wait, wake */
 host_task *task_that_waits(lua_State *L, int level); /* raises where nothing can wait, as if at that level of the stack */
 
