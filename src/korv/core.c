@@ -23,6 +23,7 @@ int luaopen_korv_core(lua_State *L) {
   timer_open(L);
   log_open(L);
   task_open(L);
+  notify_open(L);
   server_open(L);
   request_open(L);
   connection_open(L);
