@@ -30,6 +30,11 @@ local MODULES = {
   client = { "core", "identity", "log", "options", "ssh", "stream", "task" },
   ssh = { "core" },
   pretty = { "core" },
+  ipc = { "core" },
+  transaction = { "core" },
+  child = { "core", "ipc", "log" },
+  supervisor = { "child", "log", "transaction" },
+  worker = { "core", "ipc", "log", "watch" },
   init = { "core", "app", "log", "task", "server", "client", "exec" },
   command = { "init", "pretty" },
 }

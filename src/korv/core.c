@@ -28,5 +28,6 @@ int luaopen_korv_core(lua_State *L) {
   request_open(L);
   connection_open(L);
   reader_open(L);
+  fd_open(L);
   return 1;
 }

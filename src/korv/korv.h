@@ -119,6 +119,7 @@ void key_list_give_up(lua_State *L, int index, const char *name); /* the keys of
 void server_open(lua_State *L);     /* core.server */
 void connection_open(lua_State *L); /* core.dial */
 void reader_open(lua_State *L);     /* core.reader */
+void fd_open(lua_State *L);         /* core.dup_cloexec */
 void request_open(lua_State *L);    /* core.send, core.deadline */
 void timer_open(lua_State *L);      /* core.timer */
 void log_open(lua_State *L);        /* core.log_write, log_flush, log_dropped, log_time */

@@ -1,0 +1,221 @@
+--- A worker's end of the pipe: a server that listens on nothing and adopts the connections that its supervisor hands it, reloads when all
+-- do, and tells that it is alive. Knows of the server its methods, and of the supervisor what `korv.ipc` brings.
+-- @module korv.worker
+
+local core = require "korv.core"
+local ipc = require "korv.ipc"
+local log = require "korv.log"
+local uv = require "luv"
+local watch = require "korv.watch"
+
+local Worker = {}
+Worker.__index = Worker
+
+local PIPE_FD = 3
+local DRAIN = 30            -- seconds, where nobody says how many
+local BEAT_MS = 1000
+local COLLECTED = 0.05      -- seconds in which closed connections are counted before they are told
+local MESSAGE_BYTES = 16384 -- of why a load failed; more is cut off
+
+local function ignore() end
+
+-- A text that is JSON's whatever an error message is made of.
+local function text_of(message)
+  message = tostring(message):sub(1, MESSAGE_BYTES)
+  if utf8.len(message) then return message end
+  return (message:gsub("[\x80-\xFF]", function(byte) return ("\\x%02x"):format(byte:byte()) end))
+end
+
+-- Connections ------------------------------------------------------------------------------------------------------------------------
+
+local function on_closed(self, count)
+  if self.closed == 0 then self.collecting:start(COLLECTED) end
+  self.closed = self.closed + count
+end
+
+local function tell_closed(self)
+  self.pipe:send { kind = "closed", count = self.closed }
+  self.closed = 0
+end
+
+local function adopt(self, tcp)
+  local ok, message = self.server:adopt(tcp:fileno())
+  tcp:close()
+  if ok then return end
+  log.warn("cannot take a connection: %s", message)
+  on_closed(self, 1)
+end
+
+-- Reload ---------------------------------------------------------------------------------------------------------------------------------
+
+-- The supervisor decides: what it answers, in the order of the questions, goes to those who asked.
+local function coordinate(self, done)
+  local ok, message = self.pipe:send { kind = "reload" }
+  if not ok then return done(nil, message) end
+  self.asked[#self.asked + 1] = done
+end
+
+local function on_change(self, what)
+  if what == "keys" then
+    self.pipe:send { kind = "keys_changed" }
+  else
+    coordinate(self, ignore)
+  end
+end
+
+-- self.load is what was prepared, from the request until it is committed or dropped.
+local function on_loaded(self, load, generation, message)
+  load.generation = generation
+  if not generation or load.dropped then self.load = nil end
+  if load.dropped then
+    if generation then self.server:discard(generation) end
+    return
+  end
+  self.pipe:send { kind = "prepared", attempt = load.attempt, message = not generation and text_of(message) or nil }
+end
+
+local handlers = {}
+
+function handlers.prepare(self, message)
+  if self.load then
+    self.pipe:send { kind = "prepared", attempt = message.attempt, message = "what was to be loaded before has not ended yet" }
+    return
+  end
+  local load = { attempt = message.attempt }
+  self.load = load
+  self.server:prepare(message.number, function(generation, problem) on_loaded(self, load, generation, problem) end)
+end
+
+function handlers.commit(self, message)
+  local load = self.load
+  if not load or load.attempt ~= message.attempt then return end
+  self.load = nil
+  self.server:commit(load.generation)
+end
+
+function handlers.abort(self, message)
+  local load = self.load
+  if not load or load.attempt ~= message.attempt then return end
+  load.dropped = true
+  if not load.generation then return end -- on_loaded sees to it
+  self.load = nil
+  self.server:discard(load.generation)
+end
+
+function handlers.reloaded(self, message)
+  local done = table.remove(self.asked, 1)
+  if done then done(not message.message or nil, message.message) end
+end
+
+function handlers.keys(self) self.server:reload_keys() end
+
+function handlers.drain(self, message) self:drain(message.seconds) end
+
+function handlers.watch(self)
+  if self.watches == false then return end
+  local watcher = watch.new(function(what) on_change(self, what) end)
+  local function set() watcher:set(self.server:watched()) end
+  self.server.on_watched = set
+  set()
+end
+
+-- The end --------------------------------------------------------------------------------------------------------------------------------
+
+--- Finishes what is under way; then `run` returns.
+-- @tparam number seconds that requests have
+function Worker:drain(seconds)
+  if self.draining then return end
+  self.draining = true
+  self.pipe:send { kind = "draining" }
+  self.server:drain(seconds, uv.stop)
+end
+
+-- Without a supervisor nobody hands over connections, and nobody would replace this process or end it.
+local function on_pipe_end(self, reason)
+  local asked = self.asked
+  self.asked = {}
+  for _, done in ipairs(asked) do done(nil, "the supervisor is gone") end
+  log.warn("the supervisor is gone (%s): this worker finishes what it has", reason)
+  self:drain(self.drain_seconds)
+end
+
+-- Set-up ---------------------------------------------------------------------------------------------------------------------------------
+
+-- The pipe under a number that no program that an endpoint runs inherits: one that outlives this worker would keep it open.
+local function connect(self)
+  local fd, problem, name = core.dup_cloexec(PIPE_FD)
+  if not fd then return nil, ("a worker has its supervisor's pipe as file descriptor %d: %s"):format(PIPE_FD, problem), name end
+  uv.fs_close(PIPE_FD)
+  local pipe = uv.new_pipe(true)
+  local ok
+  ok, problem, name = pipe:open(fd)
+  if not ok then
+    pipe:close()
+    uv.fs_close(fd)
+    return nil, "cannot use the supervisor's pipe: " .. problem, name
+  end
+  self.pipe = ipc(pipe, {
+    on_message = function(message)
+      local handler = handlers[message.kind]
+      if handler then handler(self, message) end
+    end,
+    on_handle = function(tcp) adopt(self, tcp) end,
+    on_end = function(reason) on_pipe_end(self, reason) end,
+  })
+  return true
+end
+
+-- A terminal sends its signals to the whole group, and systemd sends SIGTERM to all of a unit.
+local function heed_signals(self)
+  local heeded = { sigint = ignore, sighup = ignore, sigusr2 = ignore, sigterm = function() self:drain(self.drain_seconds) end }
+  for name, action in pairs(heeded) do
+    local signal = uv.new_signal()
+    signal:start(name, action)
+    self.handles[#self.handles + 1] = signal
+  end
+end
+
+local function beat(self)
+  local timer = uv.new_timer()
+  timer:start(0, BEAT_MS, function() self.pipe:send { kind = "beat", counters = self.server:counters() } end)
+  self.handles[#self.handles + 1] = timer
+end
+
+-- The programs that endpoints run are no workers.
+local function forget_environment()
+  uv.os_unsetenv "KORV_WORKER"
+  uv.os_unsetenv "KORV_GENERATION"
+end
+
+--- Serves what the supervisor hands over, until it is told to drain or the supervisor is gone. For a process that has KORV_WORKER set. It
+-- listens by itself.
+-- @tparam Server server loaded, its first generation numbered KORV_GENERATION
+-- @tparam[opt] table options `info`: what the supervisor's `start` is told; `drain`: seconds that requests have where the supervisor is
+-- gone or SIGTERM came (30); `watch`: whether it watches for changes if it is asked to (true)
+-- @treturn ?boolean true
+-- @treturn ?string message
+-- @treturn ?string name
+local function run(server, options)
+  if uv.loop_mode() then error("korv.worker: the loop runs already", 2) end
+  options = options or {}
+  local self = setmetatable({
+    server = server, watches = options.watch, drain_seconds = options.drain or DRAIN, asked = {}, handles = {}, closed = 0,
+  }, Worker)
+  local ok, message, name = connect(self)
+  if ok then ok, message, name = server:listen {} end
+  if not ok then return nil, message, name end
+  forget_environment()
+  self.collecting = core.timer(function() tell_closed(self) end)
+  server.coordinate = function(done) coordinate(self, done) end
+  server.on_closed = function(count) on_closed(self, count) end
+  heed_signals(self)
+  self.pipe:send { kind = "ready", info = options.info or {} }
+  beat(self)
+  uv.run()
+  for _, handle in ipairs(self.handles) do handle:close() end
+  self.pipe:close()
+  uv.run "nowait" -- luv does not survive the end of a program with handles that are half closed
+  return true
+end
+
+return { run = run }
