@@ -7,6 +7,7 @@ local korv = require "korv"
 local log = require "korv.log"
 local service = require "korv.service"
 local supervisor = require "korv.supervisor"
+local uv = require "luv"
 local worker = require "korv.worker"
 
 local FAILED = 1
@@ -30,7 +31,7 @@ end
 local function load(options)
   local server, message = new_server(options)
   if not server then return nil, message end
-  server.number = worker.generation() or 1
+  server.number = tonumber(os.getenv "KORV_GENERATION") or 1
   local ok
   ok, message = server:load(table.unpack(options.script))
   return ok and server, message
@@ -46,9 +47,10 @@ local function check(options)
 end
 
 local function serve_alone(options)
-  local server, message = load(options)
-  local listening
-  if server then listening, message = server:listen(service.inherited()) end
+  local sockets, message = service.inherited()
+  local server, listening
+  if not message then server, message = load(options) end
+  if server then listening, message = server:listen(sockets) end
   if not listening then return FAILED, message end
   announce(server, options.host, server.port)
   server:run()
@@ -58,17 +60,28 @@ end
 local function serve_as_worker(options)
   local server, message = load(options)
   if not server then return FAILED, message end
-  worker.run(server, { watch = not options.no_watch })
-  return 0
+  log.worker(tonumber(os.getenv "KORV_WORKER"))
+  local ok
+  ok, message = worker.run(server, { info = { host_keys = server.host_keys }, drain = options.drain, watch = not options.no_watch })
+  return ok and 0 or FAILED, message
+end
+
+local function start_workers(parent)
+  local over, info, message
+  parent:start(function(...)
+    over, info, message = true, ...
+  end)
+  while not over do uv.run "once" end
+  return info, message
 end
 
 local function serve_with_workers(options)
   local sockets, message = service.inherited()
-  if not sockets then sockets, message = core.bind(options.host, options.port or 8022) end
+  if not sockets and not message then sockets, message = core.bind(options.host, options.port or 8022) end
   if not sockets then return FAILED, message end
-  local parent = supervisor.new { sockets = sockets, workers = options.workers }
+  local parent = supervisor.new { argv = service.argv(), sockets = sockets, workers = options.workers }
   local info
-  info, message = parent:start()
+  info, message = start_workers(parent)
   if not info then return FAILED, message end
   announce(info, options.host, core.socket_port(sockets[1]))
   service.run(parent, { drain = options.drain })
@@ -83,7 +96,7 @@ local function serve(options)
   if options.log_level then log.level(options.log_level) end
   if options.log_format then log.format(options.log_format) end
   if options.check then return check(options) end
-  if worker.number() then return serve_as_worker(options) end
+  if os.getenv "KORV_WORKER" then return serve_as_worker(options) end
   if (options.workers or 1) > 1 then return serve_with_workers(options) end
   return serve_alone(options)
 end

@@ -353,9 +353,18 @@ function Server:listen(sockets)
   return self
 end
 
---- Takes over a connected socket, as if it had been accepted.
+--- Takes a connected socket, as if it had been accepted. It has a file descriptor of its own from then on.
 -- @tparam int fd
-function Server:adopt(fd) self.core:adopt(fd) end
+-- @treturn ?boolean true
+-- @treturn ?string message
+-- @treturn ?string name, such as `EMFILE`
+function Server:adopt(fd)
+  if not self.core then return nil, "the server has stopped", "ECLOSED" end
+  local own, message, name = core.dup_cloexec(fd)
+  if not own then return nil, message, name end
+  self.core:adopt(own)
+  return true
+end
 
 --- Serves, once it listens, until it is told to end: by `stop`, or by SIGINT or SIGTERM, which let requests under way end first.
 -- @tparam[opt] table options see `korv.service`

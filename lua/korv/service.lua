@@ -86,8 +86,9 @@ end
 
 -- The upgrade: the parent's side ----------------------------------------------------------------------------------------------------
 
--- The words that this process was started with.
-local function own_argv()
+--- The words that this process was started with, interpreter first.
+-- @treturn {string,...}
+function service.argv()
   local words, first = {}, 0
   local given = arg or {}
   while given[first - 1] do first = first - 1 end
@@ -165,7 +166,7 @@ end
 
 --- Starts the next server; it gets the sockets.
 function Service:begin_upgrade()
-  local argv = self.options.argv or own_argv()
+  local argv = self.options.argv or service.argv()
   local refusal = self.upgrade and "one is under way already" or self.draining and "this server is about to end"
     or not argv[1] and "it is not known how this server was started"
   if refusal then return log.warn("no upgrade: %s", refusal) end
