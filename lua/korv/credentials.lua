@@ -14,6 +14,7 @@ local function load_host_key(path, passphrase, may_make)
   if key then return key end
   if name ~= "ENOENT" or not may_make then return nil, "host key " .. message, name end
   key, message, name = core.make_key(path)
+  if name == "EEXIST" then return core.load_key(path, passphrase) end -- another worker was faster
   if not key then return nil, message:gsub("the key", "the host key", 1), name end
   log.info("made a new host key: %s", path)
   return key

@@ -64,12 +64,18 @@ net_key *net_key_load(const char *path, const char *passphrase, net_error *err) 
   return NULL;
 }
 
+/* Whole or not at all, and never in place of another: written beside it, and linked. */
 static bool write_new(const char *path, const char *text, net_error *err) {
-  int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) && fsync(fd) == 0;
+  char beside[4096];
+  bool fits = snprintf(beside, sizeof beside, "%s.XXXXXX", path) < (int)sizeof beside;
+  int fd = fits ? mkostemp(beside, O_CLOEXEC) : -1;
+  if (!fits) errno = ENAMETOOLONG;
+  bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) && fsync(fd) == 0 && link(beside, path) == 0;
   if (!ok) net_error_set(err, uv_err_name(uv_translate_sys_error(errno)), "cannot make the key %s: %s", path, strerror(errno));
-  if (fd >= 0) close(fd);
-  if (fd >= 0 && !ok) unlink(path);
+  if (fd >= 0) {
+    close(fd);
+    unlink(beside);
+  }
   return ok;
 }
 
