@@ -22,6 +22,7 @@ int luaopen_korv_core(lua_State *L) {
   key_open(L);
   timer_open(L);
   task_open(L);
+  slice_open(L);
   server_open(L);
   request_open(L);
   connection_open(L);

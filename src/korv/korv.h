@@ -102,6 +102,7 @@ void reader_open(lua_State *L);     /* core.reader */
 void request_open(lua_State *L);    /* core.send, core.deadline */
 void timer_open(lua_State *L);      /* core.timer */
 void task_open(lua_State *L);       /* core.spawn, sleep, here, ticket, wait, wake */
+void slice_open(lua_State *L);      /* core.slices */
 host_task *task_that_waits(lua_State *L, int level); /* raises where nothing can wait, as if at that level of the stack */
 
 #endif
