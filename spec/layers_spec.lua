@@ -19,6 +19,9 @@ local LIBRARIES = { "libdeflate.h", "zlib.h", "libssh/", "uv.h", "lua.h", "lauxl
 local MODULES = {
   app = { "router", "log" },
   task = { "core" },
+  every = { "core" },
+  modules = { "log" },
+  generation = { "core", "app", "every", "loader", "log", "modules", "task" },
   server = { "core", "app", "keys", "loader", "log", "options" },
   identity = { "core" },
   exec = { "task" },
@@ -26,7 +29,7 @@ local MODULES = {
   client = { "core", "identity", "log", "options", "ssh", "stream", "task" },
   ssh = { "core" },
   pretty = { "core" },
-  init = { "core", "app", "log", "task", "server", "client", "exec" },
+  init = { "core", "app", "every", "log", "task", "server", "client", "exec" },
   command = { "init", "pretty" },
 }
 
