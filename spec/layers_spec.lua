@@ -23,7 +23,11 @@ local MODULES = {
   watch = { "log" },
   notify = { "core", "log" },
   service = { "core", "log", "notify" },
-  server = { "core", "app", "keys", "loader", "log", "options" },
+  every = { "core" },
+  modules = { "log" },
+  generation = { "core", "app", "every", "loader", "log", "modules", "task" },
+  credentials = { "core", "keys", "log" },
+  server = { "core", "app", "credentials", "generation", "log", "options", "service", "task", "watch" },
   identity = { "core" },
   exec = { "task" },
   stream = { "core", "task" },
@@ -35,8 +39,9 @@ local MODULES = {
   child = { "core", "ipc", "log" },
   supervisor = { "child", "log", "transaction" },
   worker = { "core", "ipc", "log", "watch" },
-  init = { "core", "app", "log", "task", "server", "client", "exec" },
-  command = { "init", "pretty" },
+  init = { "core", "app", "every", "log", "task", "server", "client", "exec" },
+  serve = { "core", "init", "log", "service", "supervisor", "worker" },
+  command = { "init", "pretty", "serve" },
 }
 
 local function files(folder, pattern)

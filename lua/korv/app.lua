@@ -40,7 +40,27 @@ end
 -- @treturn App
 function app.new(options)
   check_options(options, APP_OPTIONS, "app.new", 2)
-  return setmetatable({ routes = router.new(), middleware = {}, frozen = false }, App)
+  return setmetatable({
+    routes = router.new(), middleware = {}, checks = {}, unloads = {}, frozen = false,
+    --- A table that outlives a reload: what one load of the scripts leaves in it the next one finds.
+    state = {},
+    --- Which load of the scripts this is, counted from 1.
+    generation = 1,
+  }, App)
+end
+
+--- An app that begins with another's endpoints, middleware and checks, and has fields of its own.
+-- @tparam ?App base
+-- @tparam table fields `state`, `generation`; `reloader`: a function that `App:reload` is
+-- @treturn App
+function app.after(base, fields)
+  local self = app.new()
+  for name, value in pairs(fields) do self[name] = value end
+  if not base then return self end
+  for _, entry in ipairs(base.routes:entries()) do self.routes:add(entry.verb, entry.resource, entry.endpoint, entry.options) end
+  table.move(base.middleware, 1, #base.middleware, 1, self.middleware)
+  table.move(base.checks, 1, #base.checks, 1, self.checks)
+  return self
 end
 
 local function check_open(self, method, level)
@@ -98,6 +118,66 @@ function App:use(middleware)
     error(("app:use: the middleware must be a function (got a %s)"):format(type(middleware)), 2)
   end
   self.middleware[#self.middleware + 1] = middleware
+end
+
+--- Adds a check, which is run when all scripts have been loaded, before they serve; it may wait. Where it refuses, the load fails: at a
+-- reload what was there before goes on serving.
+-- @tparam function check called with the app; refuses by an error, or by returning nil or false and a message. One that returns nothing
+-- at all agrees.
+function App:check(check)
+  check_open(self, "check", 2)
+  if not router.callable(check) then error(("app:check: the check must be a function (got a %s)"):format(type(check)), 2) end
+  self.checks[#self.checks + 1] = check
+end
+
+--- Adds a function to be called, in a task of its own, when what this load of the scripts made is used no more: another load has taken
+-- its place and its last request has ended, or it failed.
+-- @tparam string event `unload`
+-- @tparam function fn
+function App:on(event, fn)
+  if getmetatable(self) ~= App then error("call it with a colon: app:on(…)", 2) end
+  if event ~= "unload" then error(("app:on: the event is 'unload' (got %s)"):format(tostring(event)), 2) end
+  if not router.callable(fn) then error(("app:on: the second argument must be a function (got a %s)"):format(type(fn)), 2) end
+  self.unloads[#self.unloads + 1] = fn
+end
+
+--- Loads the scripts again, as when one of them has changed, and waits for it.
+-- @treturn ?boolean true once the new endpoints serve
+-- @treturn ?string message why they do not
+-- @treturn ?string name
+function App:reload()
+  if getmetatable(self) ~= App then error("call it with a colon: app:reload()", 2) end
+  if not self.reloader then return nil, "app:reload: no scripts are served by this app", "ENOTSUP" end
+  local ok, message, name = self.reloader()
+  return ok, message, name
+end
+
+-- Whether what a check returned is a yes: one that returns nothing has raised nothing.
+local function agreed(...)
+  local ok, message = ...
+  if select("#", ...) == 0 or ok then return true end
+  return false, message == nil and "it did not say why" or tostring(message)
+end
+
+--- Checks what the scripts have made.
+-- @treturn ?boolean true
+-- @treturn ?string message
+function App:verify()
+  if #self.routes:entries() == 0 then return nil, "no endpoint is registered: a script's function calls app:get and the like" end
+  for _, check in ipairs(self.checks) do
+    local ok, message = agreed(check(self))
+    if not ok then return nil, ("%s: app:check refused: %s"):format(router.where(check), message) end
+  end
+  return true
+end
+
+--- Makes the functions that `App:on` was given known, the last first, and forgets them.
+-- @treturn {function,...}
+function App:take_unloads()
+  local list = {}
+  for i = #self.unloads, 1, -1 do list[#list + 1] = self.unloads[i] end
+  self.unloads = {}
+  return list
 end
 
 local function around(middleware, inner)

@@ -8,6 +8,7 @@
 
 local core = require "korv.core"
 local app = require "korv.app"
+local every = require "korv.every"
 local log = require "korv.log"
 local task = require "korv.task"
 
@@ -74,6 +75,18 @@ local korv = {
   -- @function sleep
   -- @tparam number seconds
   sleep = task.sleep,
+
+  --- Runs a function again and again, each time in a coroutine of its own, in which it may wait; never two runs at once. An error is
+  -- logged, and it goes on. Called in an endpoint script it begins when the script's endpoints serve and ends when a reload has replaced
+  -- them. Elsewhere it begins at once, and does not keep the loop running.
+  -- @tparam number seconds between the beginnings of two runs
+  -- @tparam function fn
+  -- @treturn table a timer, whose `stop` method ends it
+  every = function(seconds, fn)
+    local timer = every.new(seconds, fn, 2)
+    timer:start()
+    return timer
+  end,
 
   --- Runs the loop; see `korv.task.run`.
   -- @function run

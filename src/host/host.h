@@ -108,8 +108,31 @@ void host_task_wait(host_task *t); /* just before the yield */
 bool host_task_wake(host *h, host_task *t, uint64_t ticket, lua_State *from, int nvalues); /* pops the values in any case */
 void host_task_wake_next(host *h, host_task *t); /* a running task with a ticket: ready again, for the next host_run, once it waits */
 
+/* From within a debug hook on L: yields, for the next host_run to go on. False: what runs on L is no task's coroutine, cannot yield, or
+ * has a ticket and is about to wait for that. */
+bool host_task_give_way(host *h, lua_State *L);
+
 /* Ends a task: one that waits or is ready is closed in the next host_run (its to-be-closed variables run, and cannot wait), one that runs
  * at its next wait. Cancelling twice is once. */
 void host_task_cancel(host *h, host_task *t);
+
+/* ---- slices: tasks that compute for long and hold up nobody ------------------------------------------------------------------------- */
+
+/* The caller's memory; where it is must not change between begin and end. */
+typedef struct host_slices {
+  host *host;
+  lua_State *co;
+  int64_t end_ns; /* of this slice; 0: it has not been looked at yet */
+  int sources;    /* a reference to the table of them, or to nil */
+} host_slices;
+
+/* From now on the task gives way about every millisecond while it runs functions whose source, as in lua_Debug, is a key of the table
+ * on top of L (popped; nil: any function). To be ended when the task is done, at the latest from its host_task_done. Raises for want of
+ * memory. */
+void host_slices_begin(host_slices *s, host *h, const host_task *t, lua_State *L);
+void host_slices_end(host_slices *s, lua_State *L);
+
+/* "app.lua:12: ": where the innermost of those functions stands, or "". May raise for want of memory. */
+void host_slices_place(const host_slices *s, lua_State *L, char *place, size_t size);
 
 #endif

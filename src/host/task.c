@@ -251,6 +251,17 @@ bool host_task_wake(host *h, host_task *t, uint64_t ticket, lua_State *from, int
 
 void host_task_wake_next(host *h, host_task *t) { t->again = t == h->running && t->ticket != 0; }
 
+bool host_task_give_way(host *h, lua_State *L) {
+  const char *why;
+  host_task *t = host_task_here(h, L, &why);
+  if (!t || t->ticket != 0) return false;
+  host_task_ticket(h, t, NULL, NULL);
+  host_task_wake_next(h, t);
+  host_task_wait(t);
+  lua_yield(L, 0); /* which takes effect when the hook returns */
+  return true;
+}
+
 void host_task_cancel(host *h, host_task *t) {
   if (t->cancelled) return;
   t->cancelled = true;

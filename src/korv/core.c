@@ -24,6 +24,7 @@ int luaopen_korv_core(lua_State *L) {
   log_open(L);
   task_open(L);
   notify_open(L);
+  slice_open(L);
   server_open(L);
   request_open(L);
   connection_open(L);

@@ -125,6 +125,7 @@ void timer_open(lua_State *L);      /* core.timer */
 void log_open(lua_State *L);        /* core.log_write, log_flush, log_dropped, log_time */
 void notify_open(lua_State *L);     /* core.notify, inherit */
 void task_open(lua_State *L);       /* core.spawn, sleep, here, ticket, wait, wake */
+void slice_open(lua_State *L);      /* core.slices */
 host_task *task_that_waits(lua_State *L, int level); /* raises where nothing can wait, as if at that level of the stack */
 
 #endif

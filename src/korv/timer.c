@@ -42,6 +42,7 @@ timer *timer_start(hub *h, double seconds, timer_fire *fire, void *arg, uint64_t
   t->arg = arg;
   t->number = number;
   uv_update_time(h->loop);
+  uv_ref((uv_handle_t *)&t->uv);
   uv_timer_start(&t->uv, on_fire, (uint64_t)ceil(fmin(seconds, LONGEST_S) * 1000), 0);
   return t;
 }
@@ -102,13 +103,15 @@ static int stop(lua_State *L) {
   return 0;
 }
 
-/* timer:start(seconds): anew where it runs already. */
+/* timer:start(seconds [, aside]): anew where it runs already; aside: it does not keep the loop running. */
 static int start(lua_State *L) {
   lua_timer *t = luaL_checkudata(L, 1, TIMER);
   double seconds = luaL_checknumber(L, 2);
   stop(L);
   t->running = timer_start(t->hub, seconds > 0 ? seconds : 0, on_lua_timer, t, 0);
-  return t->running ? 0 : luaL_error(L, "out of memory for a timer");
+  if (!t->running) return luaL_error(L, "out of memory for a timer");
+  if (lua_toboolean(L, 3)) uv_unref((uv_handle_t *)&t->running->uv);
+  return 0;
 }
 
 static int timer_gc(lua_State *L) {
