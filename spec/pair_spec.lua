@@ -374,6 +374,7 @@ describe("a server and a client", function()
   describe("a program ends well", function()
     local BOTH = [[
       local folder = ...
+      korv.log.level "warn"
       local server = assert(korv.server { host = "127.0.0.1", port = 0, host_keys = { folder .. "/host" },
         authorized_client_keys = folder .. "/client.pub", drain = 0.2 })
       server:get("/hello", function() return 200, "hello" end)

@@ -49,15 +49,25 @@ local function closed(server)
   end
 end
 
--- Connections that were refused at a limit: one line a second at most, whoever comes as often.
-local function refusals(server)
+-- Counts what is called often, and calls tell with the count and what it was called with, once a second at most.
+local function rarely(tell)
   local count, told = 0, 0
-  return function(address, reason)
-    if server.on_closed then server.on_closed(1) end
+  return function(...)
     count = count + 1
     if uv.now() - told < 1000 then return end
-    log.warn("refused a connection from %s: %s (%d refused since the last such line)", address, reason, count)
+    tell(count, ...)
     count, told = 0, uv.now()
+  end
+end
+
+-- Connections that were refused at a limit.
+local function refusals(server)
+  local tell = rarely(function(count, address, reason)
+    log.warn("refused a connection from %s: %s (%d refused since the last such line)", address, reason, count)
+  end)
+  return function(address, reason)
+    if server.on_closed then server.on_closed(1) end
+    tell(address, reason)
   end
 end
 
@@ -81,12 +91,14 @@ local function failures(server)
   return function(kind, ...) return handlers[kind](...) end
 end
 
--- The access line. A message that was refused has no request.
-local function answered(request, peer, code, ms, bytes, number)
-  if request then
-    log.access(request.peer, request.verb, request.resource, code, ms, bytes, number)
-  else
-    log.access(peer, nil, nil, code, ms, bytes, number)
+-- The access lines. What is no request, and was refused, has none.
+local function access_lines()
+  local tell = rarely(function(count, peer, code)
+    log.info("what %s (%s) sent is no request, and was answered %d (%d like it since the last such line)", peer.name, peer.address, code, count)
+  end)
+  return function(request, peer, code, ms, bytes, number)
+    if not request then return tell(peer, code) end
+    log.access(peer or request.peer, request.verb, request.resource, code, ms, bytes, number)
   end
 end
 
@@ -215,7 +227,7 @@ local function reload_alone(server, done)
       return done(nil, message)
     end
     server:commit(loaded)
-    log.info("reloaded: generation %d, %d endpoints", loaded.number, #loaded.app.routes:entries())
+    log.info("reloaded: generation %d, endpoints: %d", loaded.number, #loaded.app.routes:entries())
     done(true)
   end)
 end
@@ -313,7 +325,7 @@ local function core_options(server, sockets)
     sockets = sockets, keys = server.credentials.list, request = Request, generation = server.generation.number,
     authorize = function(_, _, ...) return server.credentials:peer(...) end,
     closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
-    answered = log.enabled "info" and answered or nil,
+    answered = log.enabled "info" and access_lines() or nil,
     handler = with_codec(server.options.json, server.generation.app:handler(core.deadline)),
   }
   for name in pairs(OPTIONS) do

@@ -14,14 +14,14 @@ static const char unable[] = "Unable to process request", stopping[] = "The serv
 
 typedef struct line {
   const server *server;
-  int request, peer; /* references; one of them is none */
+  int request, peer; /* references; request may be none, and peer where there is one */
   int code;
   double ms;
   size_t bytes;
   lua_Integer generation;
 } line;
 
-/* answered(request | nil, peer | nil, code, ms, bytes, generation): without a request where the message was refused. */
+/* answered(request | nil, peer | nil, code, ms, bytes, generation): no request where the message was none. */
 static int tell_answered(lua_State *L) {
   const line *a = lua_touserdata(L, 1);
   lua_rawgeti(L, LUA_REGISTRYINDEX, a->server->answered);
@@ -41,9 +41,9 @@ static void tell(hub *h, line *a) {
   hub_call(h, 1, 0, "the access log");
 }
 
-static void tell_refused(const channel *c, const answer *a) {
+static void tell_refused(const channel *c, const answer *a, int table) {
   const server *s = c->server;
-  line refused = {s, LUA_NOREF, c->peer, a->code, 0, a->bytes, s->generation->number};
+  line refused = {s, table, c->peer, a->code, 0, a->bytes, s->generation->number};
   if (s->answered != LUA_NOREF) tell(s->hub, &refused);
 }
 
@@ -54,14 +54,10 @@ static void tell_request(request *r, int code) {
   ref_drop(h->L, &r->line);
 }
 
-static void refuse(answer *a, const char *message, const char *detail) {
-  answer_refuse(a, message, detail);
-  tell_refused(a->channel, a);
-}
-
 void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail) {
   answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = code};
-  refuse(&a, message, detail);
+  answer_refuse(&a, message, detail);
+  tell_refused(c, &a, LUA_NOREF);
 }
 
 /* ---- the end of a request -------------------------------------------------------------------------------------------------------------- */
@@ -335,10 +331,14 @@ static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire
     begin(c, L, f, timeout, encoding);
     return;
   }
-  lua_pop(L, 1);
+  bool is_request = f[VERB].type == LUA_TSTRING && f[RESOURCE].type == LUA_TSTRING;
+  int table = is_request ? ref_take(L) : LUA_NOREF;
+  if (!is_request) lua_pop(L, 1);
   answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = wrong.code};
   if (has_id(f)) a.id = f[ID].raw.at, a.id_len = f[ID].raw.len;
-  refuse(&a, wrong.message, wrong.detail);
+  answer_refuse(&a, wrong.message, wrong.detail);
+  tell_refused(c, &a, table);
+  ref_drop(L, &table);
 }
 
 static bool is_object(const wire_message *m) {
