@@ -103,14 +103,16 @@ end
 
 --- Starts a command without waiting for it. Its output gathers in the fields stdout and stderr.
 -- @tparam {string,...} argv
--- @tparam[opt] table options `stdin`: text for the command to read, or true to write to it later; `env`: a table of what to add
+-- @tparam[opt] table options `stdin`: text for the command to read, or true to write to it later; `env`: a table of what to add;
+-- `stderr`: a file descriptor, instead of gathering it
 -- @treturn Process
 function support.start(argv, options)
   options = options or {}
   local process = setmetatable({ argv = argv, stdout = "", stderr = "", open = 0 }, Process)
   local stdin = uv.new_pipe(false)
   local stdout, read_stdout = collect(process, "stdout")
-  local stderr, read_stderr = collect(process, "stderr")
+  local stderr, read_stderr = options.stderr, function() end
+  if not stderr then stderr, read_stderr = collect(process, "stderr") end
   local args = { "--pdeathsig", "KILL", "env" }
   for name, value in pairs(options.env or {}) do
     args[#args + 1] = name .. "=" .. value

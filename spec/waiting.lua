@@ -26,7 +26,8 @@ end
 
 --- Starts a server with spec/data/waiting.lua in a process of its own, and waits until it listens.
 -- @tparam[opt] table options of korv.server
--- @tparam[opt] table process `before`: a command that runs it; `keys`: the names of those that are let in; `script`: another one
+-- @tparam[opt] table process `before`: a command that runs it; `keys`: the names of those that are let in; `script`: another one;
+--   `stderr`: as for support.start
 -- @treturn Process as from support.serve
 function waiting.serve(options, process)
   process = process or {}
@@ -38,7 +39,7 @@ function waiting.serve(options, process)
   table.move(process.before or {}, 1, #(process.before or {}), #argv + 1, argv)
   table.move({ "lua5.4", support.root .. "/spec/peers/limited_server.lua", korv.json.encode(all),
     support.root .. "/" .. (process.script or "spec/data/waiting.lua") }, 1, 4, #argv + 1, argv)
-  local server = support.start(argv)
+  local server = support.start(argv, { stderr = process.stderr })
   local line = server:line() or ""
   server.port = tonumber(line:match "^korv: listening on 127%.0%.0%.1 port (%d+)")
   if not server.port then

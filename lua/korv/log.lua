@@ -14,7 +14,7 @@ local MESSAGE_BYTES = 16384 -- more is cut off
 local ID_BYTES = 64
 
 local encode, now = core.json.encode, core.log_time
-local find, formatted = string.find, string.format
+local find = string.find
 
 local write = core.log_write
 local threshold, threshold_name = LEVELS.info, "info"
@@ -24,7 +24,8 @@ local worker     -- nil, or its number
 
 -- What follows from these settings: whether lines are JSON, what a line has of the worker, and what access lines have of each peer.
 local is_json, worker_text, peer_texts
-local access_format, access_generation -- nil: to be made
+local access_begin, access_end -- nil: to be made
+local access_generation
 
 -- Text that is safe ----------------------------------------------------------------------------------------------------------------------
 
@@ -124,41 +125,45 @@ end
 local function settle()
   is_json = format_name == "json" or format_name == "auto" and uv.guess_handle(2) ~= "tty"
   worker_text = not worker and "" or (is_json and ',"worker":%d' or " w%d"):format(worker)
-  peer_texts, access_format = new_peer_texts(), nil
+  peer_texts, access_end = new_peer_texts(), nil
 end
 
 settle()
 
--- Access: on the way of each request, so what seldom changes is part of the format ----------------------------------------------------
+-- Access: on the way of each request. A concatenation takes a third of the time of string.format -------------------------------------
 
 local VERBS = { GET = "GET", STORE = "STORE", UPDATE = "UPDATE", DELETE = "DELETE" }
 
-local function new_access_format(generation)
-  access_generation = generation
-  if is_json then
-    access_format = ('{"time":"%%s","level":"info",%%s"verb":"%%s","resource":"%%s","code":%%d,"ms":%%d.%%03d,"bytes":%%d%s%s}'):format(
-      generation and (',"generation":%d'):format(generation) or "", worker_text)
-  else
-    access_format = ("%%s info%s %%s %%s %%d %%d.%%d ms %%d B %%s%s"):format(worker_text, generation and (" g%d"):format(generation) or "")
-  end
-end
-
-local function access_words(peer, verb, resource, code, ms, bytes)
-  local tenths = (ms * 10 + 0.5) // 1 | 0 -- not %.1f, whose point is the locale's
-  return formatted(access_format, now(), VERBS[verb] or word(verb), word(resource), code, tenths // 10, tenths % 10, bytes, peer)
-end
+local DIGITS, THREE_DIGITS = {}, {}
+for n = 0, 999 do DIGITS[n], THREE_DIGITS[n] = ("%d"):format(n), ("%03d"):format(n) end
 
 -- Without the quotes around it.
 local function json_text(text)
   if type(text) ~= "string" then return "" end
-  if #text <= MESSAGE_BYTES and not find(text, "[^ !#-%[%]-~]") then return text end
+  if #text <= MESSAGE_BYTES and not find(text, "[^] !#-[^-~]") then return text end
   return quote(cut(text, MESSAGE_BYTES)):sub(2, -2)
 end
 
 local function access_json(peer, verb, resource, code, ms, bytes)
-  local thousandths = (ms * 1000 + 0.5) // 1 | 0
-  return formatted(access_format, now(), peer, VERBS[verb] or json_text(verb), json_text(resource), code, thousandths // 1000,
-    thousandths % 1000, bytes)
+  local us = (ms * 1000 + 0.5) // 1 | 0
+  return '{"time":"' .. now() .. '","level":"info",' .. peer .. '"verb":"' .. (VERBS[verb] or json_text(verb)) ..
+    '","resource":"' .. json_text(resource) .. '","code":' .. (DIGITS[code] or code) ..
+    ',"ms":' .. (DIGITS[us // 1000] or us // 1000) .. "." .. THREE_DIGITS[us % 1000] ..
+    ',"bytes":' .. (DIGITS[bytes] or bytes) .. access_end
+end
+
+local function access_words(peer, verb, resource, code, ms, bytes)
+  local tenths = (ms * 10 + 0.5) // 1 | 0
+  return now() .. access_begin .. (VERBS[verb] or word(verb)) .. " " .. word(resource) .. " " .. (DIGITS[code] or code) .. " " ..
+    (DIGITS[tenths // 10] or tenths // 10) .. "." .. DIGITS[tenths % 10] .. " ms " .. (DIGITS[bytes] or bytes) .. " B " ..
+    peer .. access_end
+end
+
+local function set_generation(generation)
+  access_generation = generation
+  access_begin = " info" .. worker_text .. " "
+  access_end = generation and (is_json and ',"generation":%d' or " g%d"):format(generation) or ""
+  if is_json then access_end = access_end .. worker_text .. "}" end
 end
 
 -- For people ---------------------------------------------------------------------------------------------------------------------------
@@ -194,7 +199,7 @@ function log.error(format, ...) emit("error", format, ...) end
 -- @tparam[opt] int generation of the scripts that answered
 function log.access(peer, verb, resource, code, ms, bytes, generation)
   if threshold > LEVELS.info then return end
-  if generation ~= access_generation or not access_format then new_access_format(generation) end
+  if generation ~= access_generation or not access_end then set_generation(generation) end
   write((is_json and access_json or access_words)(peer_texts[peer or NOBODY], verb, resource, code, ms, bytes))
 end
 
