@@ -139,6 +139,21 @@ static bool hold_back(net_channel *c, bool more) {
   return true;
 }
 
+static bool read_in(net_channel *c) {
+  if ((c->in.len == 0 && !c->ended) || c->paused || c->finishing) return false;
+  return c->session->events->channel_readable(c->session->owner, c);
+}
+
+/* What a server sent before it closed the channel is read first; what a client did is given up with it. */
+static bool has_last_words(net_channel *c) {
+  if (c->session->listener || c->finishing) return false;
+  return read_in(c) || (c->paused && !c->finishing);
+}
+
+void net_channel_read_rest(net_channel *c) {
+  while (c->told_open && has_last_words(c) && !c->paused) continue;
+}
+
 /* True where the reader has more to do at once. */
 bool net_channel_report(net_channel *c) {
   const net_events *events = c->session->events;
@@ -149,15 +164,14 @@ bool net_channel_report(net_channel *c) {
     if (c->remote_closed) net_channel_abort(c);
     return false;
   }
-  bool more = false;
   if (c->remote_closed) {
+    if (has_last_words(c)) return !c->paused;
     c->told_open = false;
     events->channel_closed(owner, c);
     net_channel_abort(c);
     return false;
   }
-  if ((c->in.len || c->ended) && !c->paused && !c->finishing) more = events->channel_readable(owner, c);
-  more = hold_back(c, more);
+  bool more = hold_back(c, read_in(c));
   tell_drained(c);
   return more;
 }

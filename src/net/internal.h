@@ -163,6 +163,7 @@ net_channel *net_channel_new(net_session *s, ssh_channel ssh);
 void net_channel_set_way(net_channel *c, net_way way);
 void net_channel_refused(net_channel *c); /* it was never open: channel_closed is to be told */
 bool net_channel_report(net_channel *c);
+void net_channel_read_rest(net_channel *c); /* of a session that is dead: what a server still said */
 size_t net_channel_write(net_channel *c); /* one share, at most about CHUNK_BYTES; returns the bytes written */
 bool net_channel_has_packets(const net_channel *c); /* more than one to write */
 void net_channel_close_out(net_channel *c); /* EOF and close, as far as they can go now */

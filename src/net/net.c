@@ -60,6 +60,7 @@ void net_session_written(net_session *s) {
 static void report_death(net_session *s) {
   net_channel *c;
   while ((c = TAILQ_FIRST(&s->channels))) {
+    net_channel_read_rest(c);
     if (c->told_open || c->data) s->events->channel_closed(s->owner, c); /* a client knows its own before they are open */
     net_channel_free(c, true);
   }
