@@ -34,13 +34,29 @@ local function read_all(fd)
   return reader
 end
 
--- Runs a Lua program that has `korv`, `log` and `uv`, and returns what it wrote to stderr, line by line, and how it ended.
+local ENV = { LUA_PATH = package.path, LUA_CPATH = package.cpath }
+
+-- Starts a Lua program that has `korv`, `log` and `uv`, and a pipe as its stderr.
+local function start(program)
+  local path = support.write("program.lua", [[
+    local korv, uv = require "korv", require "luv"
+    local log = korv.log
+    log.format "text"
+    ]] .. program)
+  local write, read = pipe()
+  local process = support.start({ "lua5.4", path }, { stderr = write, env = ENV })
+  uv.fs_close(write)
+  return process, read
+end
+
+-- Runs it to its end. Returns what it wrote to stderr, line by line, and the process.
 local function lines_of(program)
-  local done = pair.program('local log = korv.log log.format "text"\n' .. program)
-  local lines = {}
-  for line in done.stderr:gmatch "([^\n]*)\n" do lines[#lines + 1] = line end
-  assert.matches("^$", done.stderr:match "[^\n]*$")
-  return lines, done
+  local process, read = start(program)
+  local reader, lines = read_all(read), {}
+  pair.wait_for(function() return reader.ended end)
+  for line in reader.text:gmatch "([^\n]*)\n" do lines[#lines + 1] = line end
+  assert.equal("", reader.text:match "[^\n]*$")
+  return lines, process:wait()
 end
 
 -- That these are lines 1 to count, in order.
@@ -81,6 +97,41 @@ describe("the log of a program", function()
     for i = 1, 4 do assert.matches("line " .. i .. "$", lines[i]) end
   end)
 
+  it("is written at once where the loop runs for a turn only", function()
+    local lines = lines_of [[
+      for i = 1, 5, 2 do
+        local timer = uv.new_timer()
+        timer:start(1, 0, function() timer:close() log.warn("line %d", i) end)
+        while timer:is_active() do uv.run "once" end
+        io.stderr:write("line ", i + 1, "\n")
+      end]]
+    for i = 1, 6 do assert.matches("line " .. i .. "$", lines[i]) end
+  end)
+
+  it("is written before the loop sleeps", function()
+    local process, read = start [[
+      local long, short = uv.new_timer(), uv.new_timer()
+      long:start(1e6, 0, function() end)
+      short:start(1, 0, function() log.info "line 1" end)
+      korv.run()]]
+    local reader = read_all(read)
+    pair.wait_for(function() return reader.text:find "line 1\n$" end)
+    process:kill()
+    pair.wait_for(function() return reader.ended end)
+  end)
+
+  it("is written before the loop ends", function()
+    local lines = lines_of [[
+      local timer = uv.new_timer()
+      timer:start(1, 0, function()
+        korv.spawn(function() log.info "line 1" uv.stop() end)
+        timer:close()
+      end)
+      korv.run()
+      io.stderr:write "line 2\n"]]
+    for i = 1, 2 do assert.matches("line " .. i .. "$", lines[i]) end
+  end)
+
   it("is written once a turn of the loop", function()
     local lines = lines_of [[
       local function writes() return tonumber(io.open("/proc/self/io"):read("a"):match "syscw: (%d+)") end
@@ -88,10 +139,10 @@ describe("the log of a program", function()
       timer:start(1, 0, function()
         before = writes()
         for i = 1, 40 do log.info("line %d", i) end
-        io.stderr:write(writes() - before, " at first\n")
+        io.stderr:write(writes() - before .. " at first\n")
         timer:start(1, 0, function()
           timer:close()
-          io.stderr:write(writes() - before - 1, " later\n")
+          io.stderr:write(writes() - before - 1 .. " later\n")
         end)
       end)
       korv.run()]]
@@ -122,7 +173,7 @@ describe("the log of a program", function()
       KEPT = setmetatable({}, { __gc = function() log.info("line 2") log.info("line 3") end }) -- made first, finalized last
       log = require "korv.log"
       log.info("line 1")]])
-    local done = support.run({ "lua5.4", path }, { env = { LUA_PATH = package.path, LUA_CPATH = package.cpath } })
+    local done = support.run({ "lua5.4", path }, { env = ENV })
     assert.matches('^{"time":"[^"]+","level":"info","message":"line 1"}\n{[^\n]+"line 2"}\n{[^\n]+"line 3"}\n$', done.stderr)
   end)
 
@@ -145,7 +196,7 @@ describe("the log of a program", function()
       end)
       uv.run()]])
     local done = support.run({ "sh", "-c", ("exec lua5.4 %s 2>%s"):format(program, path) },
-      { env = { LUA_PATH = package.path, LUA_CPATH = package.cpath } })
+      { env = ENV })
     assert.equal(0, done.code)
     local lines = {}
     for line in io.lines(path) do lines[#lines + 1] = line end
@@ -163,9 +214,8 @@ describe("the log of a program", function()
       end)
       uv.run()]])
     local write, read = pipe()
-    local env = { LUA_PATH = package.path, LUA_CPATH = package.cpath }
-    local programs = { support.start({ "lua5.4", path, "a" }, { stderr = write, env = env }),
-                       support.start({ "lua5.4", path, "b" }, { stderr = write, env = env }) }
+    local programs = { support.start({ "lua5.4", path, "a" }, { stderr = write, env = ENV }),
+                       support.start({ "lua5.4", path, "b" }, { stderr = write, env = ENV }) }
     uv.fs_close(write)
     local reader = read_all(read)
     pair.wait_for(function() return reader.ended end)
@@ -186,18 +236,14 @@ describe("the log of a program", function()
   end)
 
   it("ends with the program even where nobody reads it", function()
-    local path = support.write("unread.lua", [[
-      local log, uv = require "korv.log", require "luv"
+    local process, read = start [[
       local timer = uv.new_timer()
       timer:start(0, 0, function()
         for i = 1, 20000 do log.info("line %d %s", i, ("x"):rep(80)) end
         timer:close()
       end)
-      uv.run()]])
-    local write, read = pipe()
-    local program = support.start({ "lua5.4", path }, { stderr = write, env = { LUA_PATH = package.path, LUA_CPATH = package.cpath } })
-    assert.equal(0, program:wait(5).code)
-    uv.fs_close(write)
+      korv.run()]]
+    assert.equal(0, process:wait(5).code)
     uv.fs_close(read)
   end)
 end)

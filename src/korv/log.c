@@ -121,7 +121,8 @@ void log_flush(hub *h) {
   if (waits(q) && !h->dead && !uv_is_active((uv_handle_t *)&q->retry)) uv_timer_start(&q->retry, on_retry, q->retry_ms, 0);
 }
 
-static bool loop_runs(lua_State *L) { return luv_context(L)->mode >= 0; }
+/* Whoever runs it for one turn only may go elsewhere with lines that came behind our part of it. */
+static bool loop_runs(lua_State *L) { return luv_context(L)->mode == UV_RUN_DEFAULT; }
 
 void log_line(hub *h, const char *line, size_t len) {
   log_queue *q = &h->log;
