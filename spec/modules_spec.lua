@@ -231,7 +231,9 @@ describe("the files of a generation", function()
       { ["one.lua"] = "", ["two/init.lua"] = "" })
     local names = {}
     for i, file in ipairs(made.files) do names[i] = file:sub(#path:match "^.*/" + 1) end
-    assert.same({ "app.lua", "one.lua", "two.lua", "two/init.lua", "none.lua", "none/init.lua", "argparse.lua", "argparse/init.lua" }, names)
+    assert.same({
+      "app.lua", "one.lua", "two.lua", "two/init.lua", "none.lua", "none/init.lua", "argparse.lua", "argparse/init.lua",
+    }, names)
     assert.same({}, made.folders)
     local folder = scripts.folder { ["app.lua"] = endpoint "return 200" }
     made = assert(scripts.load(folder .. "/"))
