@@ -5,6 +5,8 @@ local korv = require "korv"
 local pair = require "spec.pair"
 local uv = require "luv"
 
+local pcall = pcall -- a global of a spec is looked up by a function of busted's
+
 -- Runs a function in slices and waits for its end.
 local function slices(fn, seconds, sources)
   local results

@@ -40,7 +40,7 @@ local function folders_in(paths)
   local folders = {}
   for _, path in ipairs(paths) do
     local stat = uv.fs_stat(path)
-    if stat and stat.type == "directory" then folders[#folders + 1] = path end
+    if stat and stat.type == "directory" then folders[#folders + 1] = path:gsub("(.)/+$", "%1") end
   end
   return folders
 end

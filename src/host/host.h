@@ -124,6 +124,7 @@ typedef struct host_slices {
   lua_State *co;
   int64_t end_ns; /* of this slice; 0: it has not been looked at yet */
   int sources;    /* a reference to the table of them, or to nil */
+  int line;       /* where it gave way last; 0: it has not yet */
 } host_slices;
 
 /* From now on the task gives way about every millisecond while it runs functions whose source, as in lua_Debug, is a key of the table

@@ -45,8 +45,10 @@ static void on_count(lua_State *L, lua_Debug *ar) {
   }
   int64_t now = now_ns();
   if (s->end_ns == 0) s->end_ns = now + SLICE_NS;
-  if (now < s->end_ns || lua_getinfo(L, "S", ar) == 0 || !is_own(L, s, ar)) return;
-  if (host_task_give_way(s->host, L)) s->end_ns = 0;
+  if (now < s->end_ns || lua_getinfo(L, "Sl", ar) == 0 || !is_own(L, s, ar)) return;
+  if (!host_task_give_way(s->host, L)) return;
+  s->end_ns = 0;
+  s->line = ar->currentline;
 }
 
 void host_slices_begin(host_slices *s, host *h, const host_task *t, lua_State *L) {
@@ -65,13 +67,15 @@ void host_slices_end(host_slices *s, lua_State *L) {
   s->sources = LUA_NOREF;
 }
 
+/* A function that a hook has suspended stands at the instruction before its own: the hook knew better. */
 void host_slices_place(const host_slices *s, lua_State *L, char *place, size_t size) {
   lua_Debug ar;
   place[0] = '\0';
   for (int level = 0; lua_getstack(s->co, level, &ar); level++) {
     lua_getinfo(s->co, "Sl", &ar);
     if (ar.currentline <= 0 || !is_own(L, s, &ar)) continue;
-    snprintf(place, size, "%s:%d: ", ar.source[0] == '@' ? ar.source + 1 : ar.short_src, ar.currentline);
+    int line = level == 0 && s->line ? s->line : ar.currentline;
+    snprintf(place, size, "%s:%d: ", ar.source[0] == '@' ? ar.source + 1 : ar.short_src, line);
     return;
   }
 }
