@@ -239,10 +239,11 @@ end
 -- sockets; once that is ready this one drains.
 -- @tparam Server|Supervisor thing with `sockets`, `reload`, `reload_keys`, `drain`, `stop`
 -- @tparam[opt] table options `drain`: seconds for what is under way (30); `argv`: the command that starts the next server, interpreter
--- first (that of this process)
+-- first (that of this process); `announce`: a function that says that it serves, called once signals are listened to
 function service.run(thing, options)
   local self = setmetatable({ thing = thing, options = options or {}, reloads = 0, handles = {}, processes = {} }, Service)
   listen_to_signals(self)
+  if self.options.announce then self.options.announce() end
   service.ready()
   uv.run()
   clean_up(self)
