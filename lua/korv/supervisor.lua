@@ -243,8 +243,8 @@ end
 --- Makes a supervisor; `start` begins.
 -- @tparam table options
 --
--- - `argv` the program that is a worker, and its arguments. It has KORV_WORKER, its number, and KORV_GENERATION in its environment, and calls
---   `korv.worker`
+-- - `argv` the program that is a worker, and its arguments. It has KORV_WORKER, its number, and KORV_GENERATION in its environment, and
+--   calls `korv.worker`
 -- - `env` further variables for it
 -- - `sockets` a list of listening sockets' file descriptors
 -- - `workers` how many

@@ -19,6 +19,7 @@ end
 
 local bound = uv.new_tcp()
 assert(bound:bind("127.0.0.1", 0))
+assert(bound:listen(128, function() end))
 local port = bound:getsockname().port
 local options = assert(core.json.decode(arg[2]))
 options.sockets = { assert(core.dup_cloexec(bound:fileno())) }
