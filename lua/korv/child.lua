@@ -86,7 +86,7 @@ function Child:start(generation)
   self.patience = math.ceil((self.options.load_limit + 5) / self.options.watchdog * TICKS)
   self.pipe = ipc(pipe, {
     on_message = function(message) on_message(self, message) end,
-    on_end = function(reason, name) on_pipe_end(self, reason, name) end,
+    on_end = function(...) on_pipe_end(self, ...) end,
   })
   return true
 end

@@ -65,8 +65,8 @@ end
 --- Speaks over a pipe that is open; it belongs to what is returned.
 -- @tparam uv_pipe_t pipe made by `uv.new_pipe(true)`
 -- @tparam table events the functions `on_message(message)`; `on_end(reason, name)`, called once unless `close` was called before, with the
--- name `EOF` where nothing is wrong but that the other end is gone; and, where connections are expected, `on_handle(tcp)`: each comes before
--- the message that it was sent with, and is the callee's to close
+-- name `EOF` where nothing is wrong but that the other end is gone; and, where connections are expected, `on_handle(tcp)`: each comes
+-- before the message that it was sent with, and is the callee's to close
 -- @treturn Ipc
 local function open(pipe, events)
   local self = setmetatable({

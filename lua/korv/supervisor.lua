@@ -243,8 +243,8 @@ end
 --- Makes a supervisor; `start` begins.
 -- @tparam table options
 --
--- - `argv` the program that is a worker, and its arguments. It has KORV_WORKER, its number, and KORV_GENERATION in its environment, and calls
---   `korv.worker`
+-- - `argv` the program that is a worker, and its arguments. It has KORV_WORKER, its number, and KORV_GENERATION in its environment, and
+--   calls `korv.worker`
 -- - `env` further variables for it
 -- - `sockets` a list of listening sockets' file descriptors
 -- - `workers` how many
@@ -281,8 +281,8 @@ local function start_timer(self, seconds, again, fn)
 end
 
 --- Listens and starts the workers; the caller runs the loop.
--- @tparam function done called with what the last worker announced once all are ready; or with nil and a message, and a name where there is
--- one, where a worker ended before: by then all have ended
+-- @tparam function done called with what the last worker announced once all are ready; or with nil and a message, and a name where there
+-- is one, where a worker ended before: by then all have ended
 function Supervisor:start(done)
   self.on_start = done
   start_timer(self, self.options.watchdog / child.TICKS, true, function()
@@ -317,8 +317,8 @@ local function conclude(self, asked, failure)
   each(self, "settling", function(worker)
     if not worker.transaction then settle(self, worker) end
   end)
-  if #self.wanted > 0 then begin(self) end
   for _, done in ipairs(asked) do done(not failure or nil, failure) end
+  if #self.wanted > 0 and not self.transaction then begin(self) end
 end
 
 function begin(self)
