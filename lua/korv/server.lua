@@ -94,7 +94,8 @@ end
 -- The access lines. What is no request, and was refused, has none.
 local function access_lines()
   local tell = rarely(function(count, peer, code)
-    log.info("what %s (%s) sent is no request, and was answered %d (%d like it since the last such line)", peer.name, peer.address, code, count)
+    log.info("what %s (%s) sent is no request, and was answered %d (%d like it since the last such line)", peer.name, peer.address, code,
+      count)
   end)
   return function(request, peer, code, ms, bytes, number)
     if not request then return tell(peer, code) end
