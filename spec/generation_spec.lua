@@ -199,6 +199,18 @@ describe("what belongs to a generation", function()
     assert.same({ ticks, 0 }, { state.ticks, #pair.logged })
   end)
 
+  it("timers that an endpoint has stopped are forgotten", function()
+    local kept = setmetatable({}, { __mode = "k" })
+    local text = endpoint("local t = require 'korv'.every(1, print) t:stop() State.kept[t] = true return 200")
+    local _, made = load_text(text:gsub("return function%(app%)", "%0 State = app.state"), {}, { state = { kept = kept } })
+    made:start()
+    get(made, "/x")
+    assert.is_truthy(next(kept))
+    collect()
+    assert.is_nil(next(kept))
+    made:stop()
+  end)
+
   local unloading = endpoint("return 200", ""):gsub("app:get", [[
     app:on("unload", function() app.state.log("first, waits") require "korv".sleep(0.001) app.state.log "waited" end)
     app:on("unload", function() error "no" end)

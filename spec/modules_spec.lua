@@ -91,6 +91,15 @@ describe("a module beside the script", function()
     assert.is_nil(package.preload.made)
   end)
 
+  it("sees a package library of its own, where the path of C modules is everybody's", function()
+    local before = package.cpath
+    assert.same({ true, true, "x" }, answer(endpoint("return 200, { same, mine, package.cpath }",
+      "local same, mine = require 'package' == package, package.loaded._G == _G package.cpath = 'x'")))
+    local after = package.cpath
+    package.cpath = before
+    assert.equal("x", after)
+  end)
+
   it("may wait while it is loaded, and be required by two at once", function()
     local _, made = load_text(endpoint "return 200, (require 'slow')", { ["slow.lua"] = "require 'korv'.sleep(0.01) return 'slow'" })
     local handler, answers = made.app:handler(), {}

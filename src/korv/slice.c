@@ -18,7 +18,7 @@ typedef struct job {
   char place[1024]; /* where it was when it was too late */
 } job;
 
-/* Pops nvalues off h->L below which is what done is to be told first. */
+/* Calls the function that done refers to with the nvalues on top of h->L, and lets go of it. */
 static void tell(hub *h, int done, int nvalues) {
   lua_rawgeti(h->L, LUA_REGISTRYINDEX, done);
   luaL_unref(h->L, LUA_REGISTRYINDEX, done);
@@ -26,6 +26,7 @@ static void tell(hub *h, int done, int nvalues) {
   hub_call(h, nvalues, 0, "at the end of a load");
 }
 
+/* Pushes what done is called with: how many values. */
 static int push_outcome(const job *j, lua_State *L, lua_State *co, int status, int nresults) {
   lua_pushboolean(L, status == LUA_OK);
   if (status == LUA_OK) {
