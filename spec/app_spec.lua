@@ -351,9 +351,13 @@ describe("failure", function()
     local lines
     before_each(function()
       lines = {}
+      log.format "text"
       log.sink(function(line) lines[#lines + 1] = line end)
     end)
-    after_each(function() log.sink(nil) end)
+    after_each(function()
+      log.sink(nil)
+      log.format "auto"
+    end)
 
     it("tells the client an id, and the log the rest", function()
       local level, text
