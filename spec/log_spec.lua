@@ -119,6 +119,14 @@ describe("log", function()
       assert.equal("w2 [\"\\n\\xe2\\x80\\xae" .. ("x"):rep(59) .. "… (105 bytes)] late", message_of("late"))
     end)
 
+    it("refuses what is neither", function()
+      for what, wanted in pairs { context = "a function", worker = "an integer" } do
+        local ok, message = pcall(function() log[what] "2" end)
+        assert.is_false(ok)
+        assert.matches(("log_spec.lua:%%d+: log.%s: give it %s, or nil for none$"):format(what, wanted), message)
+      end
+    end)
+
     it("says so in JSON", function()
       log.format "json"
       for id, shown in pairs(ids) do

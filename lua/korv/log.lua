@@ -240,11 +240,15 @@ end
 
 --- Has messages carry the id of the request that they are about.
 -- @tparam ?function fn returns the id as JSON, or nil where no request runs; nil: none carries one
-function log.context(fn) request_id = fn end
+function log.context(fn)
+  if fn ~= nil and type(fn) ~= "function" then error("log.context: give it a function, or nil for none", 2) end
+  request_id = fn
+end
 
 --- Has each line carry a worker's number.
 -- @tparam ?int number nil: none carries one
 function log.worker(number)
+  if number ~= nil and math.type(number) ~= "integer" then error("log.worker: give it an integer, or nil for none", 2) end
   worker = number
   settle()
 end
