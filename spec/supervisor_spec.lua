@@ -113,6 +113,12 @@ local function wait_for_event(parent, pattern)
   if not found then error(parent:describe("had no event " .. pattern .. " but\n" .. events(parent)), 2) end
 end
 
+local function descriptors(process)
+  local n, folder = 0, assert(uv.fs_scandir("/proc/" .. process.pid .. "/fd"))
+  while uv.fs_scandir_next(folder) do n = n + 1 end
+  return n
+end
+
 local function occurrences(text, pattern) return select(2, text:gsub(pattern, "")) end
 
 -- One client for each worker, by the worker's number.
@@ -183,6 +189,7 @@ describe("the supervisor", function()
       tally(list)
       for _, client in ipairs(list) do client:close() end
       assert.is_true(support.wait_for(function() return order(parent, "held") == "held 0" end))
+      assert.is_true(tonumber(order(parent, "told"):match "%d+") <= 10)
       assert.is_true(support.wait_for(function() return order(parent, "counters") == "counters 0 100 1" end))
     end)
 
@@ -204,6 +211,37 @@ describe("the supervisor", function()
       local list = connections(parent, 10)
       tally(list)
       assert.is_true(list[1]:who().pid ~= before.pid)
+    end)
+
+    it("to another worker, where the one that was chosen has just died", function()
+      local parent = start { workers = 4 }
+      local pid = crew(parent, 4)[1]:who().pid
+      uv.kill(parent.pid, "sigstop")
+      local list = connections(parent, 8)
+      for _, client in ipairs(list) do client:send "who" end -- each is connected then, by the kernel
+      uv.kill(pid, "sigkill")
+      assert.is_true(support.wait_for(function() return not is_running(pid) end))
+      uv.kill(parent.pid, "sigcont")
+      tally(list)
+    end)
+
+    it("not to one that does not read; what it could not be given is not accepted", function()
+      local parent = start { workers = 1, watchdog = 60 }
+      local blocked = connect(parent)
+      local before = descriptors(parent)
+      blocked:send "block"
+      local list = connections(parent, 600)
+      for _, client in ipairs(list) do client:send "who" end
+      local held = 0
+      local function is_steady()
+        local now = order(parent, "held")
+        local steady = now == held
+        held = now
+        return steady
+      end
+      assert.is_true(support.wait_for(is_steady))
+      assert.is_true(tonumber(held:match "%d+") < 500, held)
+      assert.is_true(descriptors(parent) < before + 10)
     end)
 
     it("so that nothing of the supervisor's pipe reaches a program that a worker runs", function()
@@ -379,6 +417,9 @@ describe("the supervisor", function()
       write_script(parent, { name = "third" })
       assert.equal("not reloaded: what was to be loaded before has not ended yet", order(parent, "reload"))
       all_are(list, 1, "first")
+      wait_for_event(parent, "2 discard 2")
+      assert.equal("reloaded", order(parent, "reload"))
+      all_are(list, 2, "third")
     end)
 
     it("once more for all who ask meanwhile", function()
@@ -563,6 +604,14 @@ describe("the supervisor", function()
   end)
 
   describe("has workers that", function()
+    it("say so where they have no supervisor", function()
+      local parent = start { workers = 1 }
+      local process = support.run({ "sh", "-c", "exec lua5.4 \"$@\" 3>&-", "sh", support.root .. "/spec/peers/plain_worker.lua",
+        parent.folder }, { env = { KORV_WORKER = 1, KORV_GENERATION = 1 } })
+      assert.equal(1, process.code)
+      assert.matches("a worker has its supervisor's pipe as file descriptor 3: bad file descriptor", process.stderr)
+    end)
+
     it("leave the terminal's signals to it", function()
       local parent = start { workers = 1 }
       local client = connect(parent)

@@ -38,11 +38,18 @@ local function tell_closed(self)
   self.closed = 0
 end
 
+-- One line a second at most.
+local function complain(self, problem)
+  if self.complained and uv.now() - self.complained < 1000 then return end
+  self.complained = uv.now()
+  log.warn("cannot take a connection: %s", problem)
+end
+
 local function adopt(self, tcp)
   local ok, message = self.server:adopt(tcp:fileno())
   tcp:close()
   if ok then return end
-  log.warn("cannot take a connection: %s", message)
+  complain(self, message)
   on_closed(self, 1)
 end
 

@@ -1,6 +1,6 @@
 --- A worker whose server speaks lines over TCP instead of SSH: `lua5.4 plain_worker.lua FOLDER`. What it "loads" is FOLDER/script, a JSON
 -- object: `name` is what it answers with; `slow` and `start_slow` are seconds that a reload and a start take; `fail`, `die` and `hang` are
--- the number of the worker in which loading fails, ends the process or does not end. What happens goes to FOLDER/events.
+-- the number of the worker in which loading fails, ends the process or takes too long. What happens goes to FOLDER/events.
 local root = arg[0]:match "^(.*)/spec/peers/[^/]*$"
 local build = os.getenv "KORV_BUILD" or root .. "/build"
 package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s"):format(root, root, package.path)
@@ -48,9 +48,8 @@ end
 -- Loads; done is called with a generation, or nil and a message.
 local function load(of, seconds, done)
   local script = read_script()
-  later(seconds(script) or 0, function()
+  later(script.hang == number and 6 or seconds(script) or 0, function()
     if script.die == number then os.exit(3) end
-    if script.hang == number then return end
     if script.fail == number then return done(nil, (script.message or "it is broken in " .. number) .. "\xff") end
     done { number = of, name = script.name }
   end)

@@ -28,6 +28,14 @@ options.argv = options.argv or { "lua5.4", root .. "/spec/peers/plain_worker.lua
 
 local parent = supervisor.new(options)
 
+local told = 0 -- how often workers reported closed connections
+local events = parent.workers[1].events
+local on_message = events.message
+function events.message(worker, message)
+  if message.kind == "closed" then told = told + 1 end
+  return on_message(worker, message)
+end
+
 local stdin = uv.new_pipe(false)
 
 local function leave(format, ...)
@@ -48,6 +56,7 @@ function commands.held()
   for i, worker in ipairs(parent.workers) do list[i] = worker.connections end
   tell("held %s", table.concat(list, " "))
 end
+function commands.told() tell("told %d", told) end
 function commands.ready()
   local n = 0
   for _, worker in ipairs(parent.workers) do n = n + (worker.state == "ready" and 1 or 0) end
