@@ -298,6 +298,8 @@ local function anchors_of(text)
   return anchors
 end
 
+local FOLDERS = { endpoints = true, systemd = true } -- of scripts/
+
 describe("the documents", function()
   local help, options_of_scripts, source
 
@@ -311,7 +313,7 @@ describe("the documents", function()
     end
     options_of_scripts = ""
     for _, name in ipairs(files_in("scripts", "^%l+$")) do
-      if exists("scripts/" .. name) and name ~= "endpoints" then options_of_scripts = options_of_scripts .. read("scripts/" .. name) end
+      if exists("scripts/" .. name) and not FOLDERS[name] then options_of_scripts = options_of_scripts .. read("scripts/" .. name) end
     end
     source = sources()
   end)

@@ -91,23 +91,33 @@ end
 
 -- A load ---------------------------------------------------------------------------------------------------------------------------
 
-local function load_script(self, path)
+local function register(self, path, result)
   self.script = path
-  local chunk, problem = self.modules:script(path)
-  if not chunk then error(problem, 0) end
-  local register = chunk()
-  if type(register) ~= "function" then
+  if type(result) ~= "function" then
     error(path .. ": a script returns a function that registers its endpoints: return function(app) … end", 0)
   end
-  register(self.app)
+  result(self.app)
   self.script = nil
+end
+
+-- Which files of a folder are modules of its scripts is known when all have run.
+local function load_scripts(self, scripts)
+  local results = {}
+  for i, path in ipairs(scripts) do
+    self.script = path
+    results[i] = self.modules:run(path)
+  end
+  for i, path in ipairs(scripts) do
+    local is_module = scripts[path] and self.modules:is_required(path)
+    if not is_module then register(self, path, results[i]) end
+  end
 end
 
 -- true, or nil, a message and a name; raises what the scripts raise.
 local function load_all(self, paths)
   local scripts, message, name = loader.find(paths)
   if not scripts then return nil, message, name end
-  for _, path in ipairs(scripts) do load_script(self, path) end
+  load_scripts(self, scripts)
   local ok
   ok, message = self.app:verify()
   if not ok then return nil, message, "ELOAD" end

@@ -154,6 +154,7 @@ end
 local function add_require(self, place)
   function place.env.require(name)
     if type(name) ~= "string" then error(("require: the name of a module is a string (got a %s)"):format(type(name)), 2) end
+    place.required[name] = true
     local value = rawget(place.loaded, name)
     if value then return value end
     check_loop(chain_of(place), name)
@@ -177,7 +178,7 @@ end
 local function new_place(self, folder)
   local env = {}
   for name, value in pairs(_G) do env[name] = value end
-  local place = { folder = folder, env = env, chains = setmetatable({}, { __mode = "k" }) }
+  local place = { folder = folder, env = env, required = {}, chains = setmetatable({}, { __mode = "k" }) }
   place.loaded = setmetatable({ _G = env }, { __index = package.loaded })
   env._G = env
   env.package = own_package(place)
@@ -199,5 +200,28 @@ end
 -- @treturn ?function
 -- @treturn ?string message with file and line
 function Modules:script(path) return open(self, path, "t", place_of(self, path).env) end
+
+-- The name under which others of the folder may require a file; nil where they cannot.
+local function name_of(path)
+  local name = path:match "([^/]+)%.lua$"
+  if name and not name:find(".", 1, true) and not is_reserved(name) then return name end
+end
+
+--- Runs a file of a folder that is served: a script, or a module of the others. It runs once, though it is required as well.
+-- @tparam string path
+-- @return what it returned; raises what it raises, or what is wrong with it
+function Modules:run(path)
+  local place, name = place_of(self, path), name_of(path)
+  if name and rawget(place.loaded, name) ~= nil then return place.loaded[name] end
+  local chunk, problem = self:script(path)
+  if not chunk then error(problem, 0) end
+  if not name then return chunk() end
+  return (run_module(place, name, chunk, path))
+end
+
+--- Whether a file that was run is a module of the others: one of them has required it.
+-- @tparam string path
+-- @treturn boolean
+function Modules:is_required(path) return place_of(self, path).required[name_of(path) or ""] == true end
 
 return modules

@@ -153,6 +153,7 @@ local function new(options)
     authorized_client_keys = options.authorized_client_keys or "authorized_keys",
   }
   if not credential then return nil, message, name end
+  core.cpu_limit(options.cpu_limit or 1) -- holds for scripts that load, too
   local own = app.new()
   return setmetatable({
     options = options, credentials = credential, app = own, state = own.state, reloads = {},
@@ -357,7 +358,6 @@ function Server:listen(sockets)
   local listening
   listening, message, name = check.call("korv.server", 2, core.server, core_options(self, sockets))
   if not listening then return nil, message, name end
-  core.cpu_limit(self.options.cpu_limit or 1)
   self.core, self.sockets, self.port = listening, sockets, sockets[1] and core.socket_port(sockets[1])
   if self.generation.start then
     self.generations[self.generation.number] = self.generation

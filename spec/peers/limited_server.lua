@@ -6,7 +6,6 @@ package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s"):format(root, root, package.
 package.cpath = ("%s/?.so;%s"):format(build, package.cpath)
 
 local korv = require "korv"
-local loader = require "korv.loader"
 
 local function must(value, message, ...)
   if value then return value, message, ... end
@@ -15,7 +14,7 @@ local function must(value, message, ...)
 end
 
 local server = must(korv.server(must(korv.json.decode(arg[1]))))
-for i = 2, #arg do must(loader.load(arg[i], server.app)) end
+must(server:load(table.unpack(arg, 2)))
 must(server:listen())
 local key = server.host_keys[1]
 print(("korv: listening on 127.0.0.1 port %d, host key %s (%s)"):format(server.port, key.fingerprint, key.type))
