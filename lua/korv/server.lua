@@ -23,6 +23,7 @@ local OPTIONS = {
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
   login_timeout = "seconds", keepalive = "number", cpu_limit = "number", load_limit = "seconds", drain = "seconds", watch = "boolean",
+  ways = "table",
 }
 
 local LAST_WORDS = 1 -- seconds for the answers to what a drain has cancelled
@@ -322,11 +323,18 @@ local function ended(server)
   end
 end
 
+-- What a person has typed, by ssh HOST COMMAND or at a terminal: who answers it.
+local function converse(caller, peer, command, terminal)
+  caller:write("not yet\r\n", true)
+  caller:finish(64)
+  return {}
+end
+
 local function core_options(server, sockets)
   local options = {
     sockets = sockets, keys = server.credentials.list, request = Request, generation = server.generation.number,
     authorize = function(_, _, ...) return server.credentials:peer(...) end,
-    closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
+    converse = converse, ways = server.options.ways, closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
     handler = with_codec(server.options.json, server.generation.app:handler(core.deadline)),
   }

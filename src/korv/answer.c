@@ -51,8 +51,8 @@ static int too_long_together(host_json_error *err) {
   return -1;
 }
 
-/* Appends the value on top of L, or the items gathered and that value behind them unless it is nil. */
-static int append_body(lua_State *L, const wire_buf *items, host_json_limits limits, wire_buf *out, host_json_error *err) {
+/* Appends the value on top of L, or the items gathered and that value behind them unless it is nil. 0, or -1 with *err filled. */
+int answer_append_body(lua_State *L, const wire_buf *items, host_json_limits limits, wire_buf *out, host_json_error *err) {
   if (!items) return host_json_encode(L, -1, "body", &limits, out, err);
   if (items->len + 2 > limits.bytes) return too_long_together(err);
   limits.bytes -= items->len + 2;
@@ -68,10 +68,11 @@ static int append_body(lua_State *L, const wire_buf *items, host_json_limits lim
 
 bool answer_send(answer *a, lua_State *L, host_json_error *err) {
   channel *c = a->channel;
+  if (c->handlers != LUA_NOREF) return caller_answer(a, L, err);
   wire_buf *out = draft_of(c, a->encoding);
   size_t begin = out->len;
   bool room = append_head(c->server->hub, out, a->id, a->id_len, a->code);
-  bool encoded = room && append_body(L, a->items, c->server->json, out, err) == 0;
+  bool encoded = room && answer_append_body(L, a->items, c->server->json, out, err) == 0;
   lua_pop(L, 1);
   if (encoded && a->more) room = wire_buf_append(out, ",\"more\":true", 12) == WIRE_OK;
   if (encoded && room) room = wire_buf_append(out, "}\n", a->encoding == WIRE_LINE ? 2 : 1) == WIRE_OK;

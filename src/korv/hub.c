@@ -203,8 +203,10 @@ void type_make(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFun
   lua_newtable(L);
   luaL_setfuncs(L, methods, 0);
   lua_setfield(L, -2, "__index");
-  lua_pushcfunction(L, gc);
-  lua_setfield(L, -2, "__gc");
+  if (gc) {
+    lua_pushcfunction(L, gc);
+    lua_setfield(L, -2, "__gc");
+  }
   lua_pop(L, 1);
 }
 

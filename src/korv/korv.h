@@ -81,7 +81,7 @@ int ref_take(lua_State *L);              /* pops a value into the registry */
 void ref_drop(lua_State *L, int *ref);   /* idempotent */
 int fail(lua_State *L, const char *name, const char *message); /* returns nil, message, name */
 
-/* A userdata type with these methods; one place for all. */
+/* A userdata type with these methods; one place for all. gc may be NULL. */
 void type_make(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc);
 
 /* ---- timer.c --------------------------------------------------------------------------------------------------------------------------- */

@@ -271,7 +271,10 @@ static void begin(channel *c, lua_State *L, const host_json_field *f, double tim
   lua_rotate(L, -2, 1);
   lua_xmove(L, host_task_state(r->task), 3); /* the request, which stays below for after_return; the handler; its argument */
   c->in_flight++;
-  host_task_begin(s->hub->host, r->task, L, 1);
+  if (host_task_running(s->hub->host)) /* a caller asks from within a task */
+    host_task_queue(s->hub->host, r->task, 1);
+  else
+    host_task_begin(s->hub->host, r->task, L, 1);
 }
 
 static bool is_verb(const host_span *raw) {

@@ -131,12 +131,17 @@ static void on_session_closed(void *owner, net_session *session, const net_error
 
 /* ---- channels ------------------------------------------------------------------------------------------------------------------------ */
 
+/* What people type, in place of messages. */
+static bool is_typed(const net_channel *nc) {
+  return net_channel_way(nc) == NET_EXEC || (net_channel_way(nc) == NET_SHELL && net_channel_terminal(nc));
+}
+
 static void on_channel_open(void *owner, net_channel *nc) {
   server *s = owner;
   int *peer = net_session_data(net_channel_session(nc));
   channel *c = peer ? calloc(1, sizeof *c) : NULL;
-  if (c) c->reader = wire_reader_new(s->hub->codec, &s->in);
-  if (!c || !c->reader) {
+  if (c && !is_typed(nc)) c->reader = wire_reader_new(s->hub->codec, &s->in);
+  if (!c || !(c->reader || is_typed(nc))) {
     free(c);
     net_channel_abort(nc);
     return;
@@ -144,9 +149,11 @@ static void on_channel_open(void *owner, net_channel *nc) {
   c->server = s;
   c->net = nc;
   c->peer = *peer;
+  c->handlers = c->caller = LUA_NOREF;
   LIST_INIT(&c->requests);
   LIST_INSERT_HEAD(&s->channels, c, link);
   net_channel_set_data(nc, c);
+  if (!c->reader) caller_open(c);
 }
 
 /* Those who wait to send go on; where the client has gone they are told. */
@@ -167,6 +174,7 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   LIST_REMOVE(c, link);
   request_orphan(c);
   if (!c->server->hub->dead) wake_senders(c, true);
+  if (!c->server->hub->dead) caller_closed(c);
   if (c->large) hub_burst(c->server->hub, BURST_BYTES); /* its buffers go now */
   wire_reader_free(c->reader);
   wire_buf_free(&c->senders);
@@ -175,16 +183,21 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   net_channel_set_data(nc, NULL);
 }
 
-bool channel_is_clogged(const channel *c) { return net_channel_queued(c->net) >= c->server->queued_most; }
+bool channel_is_clogged(const channel *c) { return c->net && net_channel_queued(c->net) >= c->server->queued_most; }
 
 bool channel_is_full(const channel *c) { return c->in_flight >= c->server->channel_in_flight_most || channel_is_clogged(c); }
 
 void channel_finish_if_done(channel *c) {
+  if (!c->reader) {
+    if (c->in_flight == 0 && c->server->draining && c->net && !net_channel_closing(c->net)) caller_stopping(c);
+    return;
+  }
   if (c->in_flight == 0 && (c->ended || (c->server->draining && !c->reading))) net_channel_finish(c->net);
 }
 
 void channel_less_busy(channel *c) {
   if (!channel_is_clogged(c)) wake_senders(c, false);
+  if (!c->reader && c->net && !channel_is_clogged(c)) caller_drained(c);
   if (c->paused && !channel_is_full(c)) {
     c->paused = false;
     net_channel_pause(c->net, false);
@@ -229,6 +242,7 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
   if (!c || c->ended) return false;
+  if (!c->reader) return caller_readable(c);
   wire_buf *in = net_channel_in(nc);
   size_t bytes = 0;
   c->reading = true;
@@ -248,7 +262,14 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
   return true;
 }
 
+static void on_channel_nudged(void *owner, net_channel *nc) {
+  (void)owner;
+  channel *c = net_channel_data(nc);
+  if (c && !c->reader) caller_nudged(c);
+}
+
 static const net_events events = {
+    .channel_nudged = on_channel_nudged,
     .refused = on_refused,
     .listener_closed = on_listener_closed,
     .authorize = on_authorize,
@@ -273,7 +294,22 @@ static void read_limits(lua_State *L, server *s) {
   s->queued_most = (size_t)option_integer(L, 1, "max_queued_bytes", 256 << 10, 65536, 1 << 30);
 }
 
+/* ways{ tcpip =, subsystem =, exec =, shell = }: which of them are open; all, where nothing is said. */
+static unsigned read_ways(lua_State *L) {
+  static const char *const names[] = {[NET_TCPIP] = "tcpip", [NET_SUBSYSTEM] = "subsystem", [NET_EXEC] = "exec", [NET_SHELL] = "shell"};
+  unsigned ways = 0;
+  bool all = lua_getfield(L, 1, "ways") != LUA_TTABLE;
+  for (unsigned way = 0; way < sizeof names / sizeof *names; way++) {
+    bool open = all || lua_getfield(L, -1, names[way]) == LUA_TNIL || lua_toboolean(L, -1);
+    if (!all) lua_pop(L, 1);
+    if (open) ways |= NET_WAY(way);
+  }
+  lua_pop(L, 1);
+  return ways;
+}
+
 static void read_listen_options(lua_State *L, net_listen_options *o) {
+  o->ways = read_ways(L);
   o->connections = (size_t)option_integer(L, 1, "max_connections", 10000, 1, 1 << 20);
   o->unauthenticated = (size_t)option_integer(L, 1, "max_unauthenticated", 256, 1, 1 << 20);
   o->channels = (size_t)option_integer(L, 1, "max_channels", 64, 1, 4096);
@@ -295,6 +331,7 @@ static void read_functions(lua_State *L, server *s) {
   s->refused = option_function(L, 1, "refused");
   s->retired = option_function(L, 1, "retired");
   s->ended = option_function(L, 1, "ended");
+  s->converse = option_function(L, 1, "converse");
   s->answered = optional_function(L, "answered");
   if (lua_getfield(L, 1, "request") != LUA_TTABLE) luaL_error(L, "request must be the metatable of requests");
   s->request_meta = ref_take(L);
@@ -304,7 +341,7 @@ static server *new_server(lua_State *L) {
   server *s = lua_newuserdatauv(L, sizeof *s, 0);
   memset(s, 0, sizeof *s);
   s->hub = hub_get(L);
-  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->answered, &s->request_meta, &s->self};
+  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->converse, &s->answered, &s->request_meta, &s->self};
   for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) *refs[i] = LUA_NOREF;
   LIST_INIT(&s->channels);
   LIST_INIT(&s->spare);
@@ -378,7 +415,7 @@ static int listen_(lua_State *L) {
 static int server_gc(lua_State *L) {
   server *s = luaL_checkudata(L, 1, KORV_SERVER);
   generation_free(L, s->generation);
-  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->answered, &s->request_meta};
+  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->converse, &s->answered, &s->request_meta};
   for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) ref_drop(L, refs[i]);
   request_list *lists[] = {&s->spare, &s->orphans};
   for (size_t i = 0; i < 2; i++) {
@@ -394,6 +431,7 @@ static int server_gc(lua_State *L) {
 }
 
 void server_open(lua_State *L) {
+  caller_open_type(L);
   static const luaL_Reg functions[] = {{"server", listen_}, {"bind", bind_}, {"socket_port", socket_port}, {NULL, NULL}};
   type_make(L, KORV_SERVER, control_methods, server_gc);
   luaL_setfuncs(L, functions, 0);

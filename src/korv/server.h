@@ -1,4 +1,4 @@
-/* What server.c, control.c, generation.c, request.c and answer.c share: the server's types. */
+/* What server.c, control.c, generation.c, request.c, answer.c and caller.c share: the server's types. */
 #ifndef KORV_SERVER_H
 #define KORV_SERVER_H
 
@@ -48,7 +48,7 @@ typedef LIST_HEAD(request_list, request) request_list;
 struct server {
   hub *hub;
   net_listener *listener;
-  int failed, authorize, closed, refused, retired, ended, answered; /* Lua functions; answered may be none */
+  int failed, authorize, closed, refused, retired, ended, converse, answered; /* Lua functions; answered may be none */
   generation *generation;                 /* of new requests */
   int request_meta;                       /* the metatable of request tables */
   int self;                               /* keeps the userdata while a connection may need it */
@@ -68,9 +68,11 @@ struct server {
 struct channel {
   LIST_ENTRY(channel) link; /* of its server */
   server *server;
-  net_channel *net;
-  wire_reader *reader;
+  net_channel *net;    /* NULL: a caller within this process */
+  wire_reader *reader; /* NULL: a caller's */
   int peer; /* the session's table, in the registry; the session owns the reference */
+  int handlers, caller; /* references: what Lua speaks for it with; none: it speaks messages */
+  bool told_stopping;
   size_t in_flight;
   request_list requests;
   wire_buf senders; /* of `sender`: tasks that wait for output to drain */
@@ -117,6 +119,7 @@ typedef struct answer {
 } answer;
 
 /* Sends the value on top of L (popped) as the body. False: it has no JSON form, *err says why and nothing was sent. */
+int answer_append_body(lua_State *L, const wire_buf *items, host_json_limits limits, wire_buf *out, host_json_error *err);
 bool answer_send(answer *a, lua_State *L, host_json_error *err);
 void answer_refuse(answer *a, const char *message, const char *detail); /* a body of these; message NULL: null */
 
@@ -126,5 +129,18 @@ void request_read(channel *c, const wire_message *m); /* answers it, now or when
 void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail); /* with request_id 0 */
 void request_orphan(channel *c); /* the channel has gone: what runs for it is cancelled */
 void request_cancel_all(server *s, int code); /* which their clients are answered */
+
+/* ---- caller.c ---------------------------------------------------------------------------------------------------------------------------- */
+
+/* Of a channel with handlers; each of these tells one of them. */
+void caller_open(channel *c); /* asks Lua for them */
+bool caller_readable(channel *c);
+void caller_nudged(channel *c);
+void caller_drained(channel *c);
+void caller_stopping(channel *c); /* it has nothing under way, and the server drains */
+void caller_closed(channel *c);
+bool caller_answer(answer *a, lua_State *L, host_json_error *err); /* as answer_send */
+int caller_new(lua_State *L); /* server:caller(peer, handlers) -> caller: one without a channel of SSH's; it lasts until it is closed */
+void caller_open_type(lua_State *L);
 
 #endif

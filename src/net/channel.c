@@ -70,6 +70,8 @@ void net_channel_free(net_channel *c, bool session_gone) {
   wire_buf_free(&c->in);
   wire_buf_free(&c->out);
   wire_buf_free(&c->segments);
+  free(c->command);
+  free(c->terminal);
   free(c);
 }
 
@@ -154,6 +156,12 @@ void net_channel_read_rest(net_channel *c) {
   while (c->told_open && has_last_words(c) && !c->paused) continue;
 }
 
+static void tell_nudged(net_channel *c) {
+  if (!c->nudged) return;
+  c->nudged = false;
+  c->session->events->channel_nudged(c->session->owner, c);
+}
+
 /* True where the reader has more to do at once. */
 bool net_channel_report(net_channel *c) {
   const net_events *events = c->session->events;
@@ -171,6 +179,7 @@ bool net_channel_report(net_channel *c) {
     net_channel_abort(c);
     return false;
   }
+  tell_nudged(c);
   bool more = hold_back(c, read_in(c));
   tell_drained(c);
   return more;
@@ -188,7 +197,7 @@ void net_channel_pause(net_channel *c, bool on) {
 
 /* ---- down: output ------------------------------------------------------------------------------------------------------------------ */
 
-void net_channel_commit(net_channel *c, bool whole) {
+static void commit(net_channel *c, bool whole, bool error) {
   size_t bytes = c->out.len - c->due;
   if (c->finishing || c->aborted) { /* nobody will read it */
     c->out.len = c->due;
@@ -196,10 +205,10 @@ void net_channel_commit(net_channel *c, bool whole) {
   }
   if (bytes == 0) return;
   segment *last = c->segments.len ? (segment *)(void *)(wire_buf_at(&c->segments) + c->segments.len - sizeof *last) : NULL;
-  if (!whole && last && !last->whole) {
+  if (!whole && last && !last->whole && last->error == error) {
     last->bytes += bytes;
   } else {
-    segment next = {bytes, whole};
+    segment next = {bytes, whole, error};
     if (wire_buf_append(&c->segments, &next, sizeof next) < 0) {
       net_session_fail(c->session, "ENOMEM", "out of memory for a channel's output");
       return;
@@ -209,6 +218,9 @@ void net_channel_commit(net_channel *c, bool whole) {
   if (c->due >= DRAINED_BYTES) c->over_mark = true;
   net_session_written(c->session);
 }
+
+void net_channel_commit(net_channel *c, bool whole) { commit(c, whole, false); }
+void net_channel_commit_error(net_channel *c) { commit(c, false, true); }
 
 /* How much of the first segment may be written now: a message that fits a packet goes as one or not at all, unless it is longer than the
  * peer's window has ever been, and would wait for ever. */
@@ -241,7 +253,7 @@ size_t net_channel_write(net_channel *c) {
     segment *first = (segment *)(void *)wire_buf_at(&c->segments);
     size_t bytes = writable_bytes(c, first);
     if (bytes == 0) break;
-    int rc = ssh_channel_write(c->ssh, wire_buf_at(&c->out), (uint32_t)bytes);
+    int rc = (first->error ? ssh_channel_write_stderr : ssh_channel_write)(c->ssh, wire_buf_at(&c->out), (uint32_t)bytes);
     if (!net_session_healthy(c->session)) break;
     if (rc < 0) net_channel_abort(c); /* the peer has closed it, which is about to be reported */
     if (rc <= 0) break;               /* 0: a key exchange is under way */
@@ -258,7 +270,10 @@ void net_channel_finish(net_channel *c) {
   net_session_written(c->session);
 }
 
+void net_channel_exit_status(net_channel *c, unsigned status) { c->exit_status = status; }
+
 void net_channel_abort(net_channel *c) {
+  c->exit_status = 1;
   c->finishing = c->aborted = true;
   wire_buf_free(&c->in);
   wire_buf_free(&c->out);
@@ -267,10 +282,10 @@ void net_channel_abort(net_channel *c) {
   net_session_written(c->session);
 }
 
-/* The next step of closing: what `ssh -s` exits with, EOF, CLOSE. */
+/* The next step of closing: what ssh exits with, EOF, CLOSE. */
 static void close_step(net_channel *c) {
-  if (!c->eof_sent && !c->status_sent && c->session->listener && c->way == NET_SUBSYSTEM && !c->remote_closed) {
-    ssh_channel_request_send_exit_status(c->ssh, c->aborted);
+  if (!c->eof_sent && !c->status_sent && c->session->listener && c->way != NET_TCPIP && !c->remote_closed) {
+    ssh_channel_request_send_exit_status(c->ssh, (int)c->exit_status);
     c->status_sent = true;
   } else if (!c->eof_sent) {
     ssh_channel_send_eof(c->ssh);
@@ -294,6 +309,15 @@ void net_channel_close_out(net_channel *c) {
 /* ---- what others ask --------------------------------------------------------------------------------------------------------------- */
 
 net_way net_channel_way(const net_channel *c) { return c->way; }
+const char *net_channel_command(const net_channel *c) { return c->command; }
+const net_terminal *net_channel_terminal(const net_channel *c) { return c->terminal; }
+
+bool net_channel_take_interrupt(net_channel *c) {
+  bool was = c->interrupted;
+  c->interrupted = false;
+  return was;
+}
+
 net_session *net_channel_session(const net_channel *c) { return c->session; }
 void net_channel_set_data(net_channel *c, void *data) { c->data = data; }
 void *net_channel_data(const net_channel *c) { return c->data; }

@@ -104,7 +104,7 @@ struct net_session {
 
 typedef struct segment {
   size_t bytes;
-  bool whole;
+  bool whole, error;
 } segment;
 
 struct net_channel {
@@ -118,6 +118,10 @@ struct net_channel {
   size_t packet_bytes; /* the peer's maximum; 0: not looked up yet */
   size_t widest;       /* that its window has been */
   net_way way;
+  char *command;
+  net_terminal *terminal;
+  unsigned exit_status;
+  bool no_color, nudged, interrupted;
   bool behind; /* whole messages wait to be read: what comes meanwhile stays with libssh */
   bool opening, has_way, told_open, again, paused, ended, remote_closed, finishing, aborted, status_sent, eof_sent, close_sent, over_mark;
 };

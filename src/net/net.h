@@ -48,6 +48,7 @@ typedef struct net_events {
   void (*channel_open)(void *owner, net_channel *c);                          /* its way in is known */
   bool (*channel_readable)(void *owner, net_channel *c);                      /* bytes or the end; true: more to do, call again */
   void (*channel_drained)(void *owner, net_channel *c);                       /* output that was over the mark has gone */
+  void (*channel_nudged)(void *owner, net_channel *c);                        /* its terminal has another size, or an interrupt came */
   void (*channel_closed)(void *owner, net_channel *c);                        /* the last word on it */
 } net_events;
 
@@ -81,6 +82,7 @@ typedef struct net_listen_options {
   size_t connections;     /* in all; lowered to what the file descriptors allow */
   size_t unauthenticated; /* of these, not logged in yet */
   size_t channels;        /* of one connection */
+  unsigned ways;          /* that are open, NET_WAY(way) of each */
   unsigned auth_attempts; /* of one connection */
   uint64_t login_ms;      /* from accept to log-in */
   uint64_t keepalive_ms;  /* a peer that is silent so long is asked for a sign of life, and given up after thrice that; 0: never */
@@ -128,13 +130,25 @@ void net_session_keep_loop(net_session *s, bool keep);     /* false: this sessio
 
 /* ---- channels ------------------------------------------------------------------------------------------------------------------ */
 
-typedef enum net_way { NET_TCPIP, NET_SUBSYSTEM } net_way;
+typedef enum net_way { NET_TCPIP, NET_SUBSYSTEM, NET_EXEC, NET_SHELL } net_way;
+
+#define NET_WAY(way) (1u << (way))
+
+/* What a client has told of the terminal that it sits at. */
+typedef struct net_terminal {
+  char name[64]; /* "xterm-256color" */
+  unsigned columns, rows;
+  bool no_color; /* it sent the variable NO_COLOR */
+} net_terminal;
 
 /* A client's further channel, of the same way as its first. channel_open follows, or channel_closed where it is refused; what is
  * committed before that is written then. NULL: no memory. */
 net_channel *net_channel_open(net_session *s);
 
 net_way net_channel_way(const net_channel *c);
+const char *net_channel_command(const net_channel *c);           /* of NET_EXEC; NULL: none */
+const net_terminal *net_channel_terminal(const net_channel *c);  /* NULL: none was asked for */
+bool net_channel_take_interrupt(net_channel *c); /* a signal that ends programs has come since the last call */
 net_session *net_channel_session(const net_channel *c);
 void net_channel_set_data(net_channel *c, void *data);
 void *net_channel_data(const net_channel *c);
@@ -151,9 +165,11 @@ bool net_channel_closing(const net_channel *c); /* finished or aborted from our 
  * buffer anew drops what was appended and not committed. */
 wire_buf *net_channel_out(net_channel *c);
 void net_channel_commit(net_channel *c, bool whole);
+void net_channel_commit_error(net_channel *c); /* to the peer's stderr */
 size_t net_channel_queued(const net_channel *c); /* bytes not handed to the library yet */
 
 void net_channel_finish(net_channel *c); /* once the output is written: EOF and close */
+void net_channel_exit_status(net_channel *c, unsigned status); /* what it finishes with, where not with 0 */
 void net_channel_abort(net_channel *c);  /* drop the output, close now */
 
 /* ---- keys ---------------------------------------------------------------------------------------------------------------------- */

@@ -78,11 +78,73 @@ void net_serve_logged_in(net_session *s) {
 
 /* ---- channels ------------------------------------------------------------------------------------------------------------------------ */
 
+static bool is_open(const net_channel *c, net_way way) { return c->session->listener->options.ways & NET_WAY(way); }
+
+static int take_way(net_channel *c, net_way way) {
+  if (c->has_way || !is_open(c, way)) return SSH_ERROR;
+  net_channel_set_way(c, way);
+  net_session_changed(c->session);
+  return SSH_OK;
+}
+
 static int on_subsystem(ssh_session ssh, ssh_channel channel, const char *name, void *userdata) {
   (void)ssh, (void)channel;
+  return strcmp(name, "korv") == 0 ? take_way(userdata, NET_SUBSYSTEM) : SSH_ERROR;
+}
+
+static int on_exec(ssh_session ssh, ssh_channel channel, const char *command, void *userdata) {
+  (void)ssh, (void)channel;
   net_channel *c = userdata;
-  if (c->has_way || strcmp(name, "korv") != 0) return SSH_ERROR;
-  net_channel_set_way(c, NET_SUBSYSTEM);
+  if (c->command) return SSH_ERROR;
+  c->command = strdup(command);
+  return c->command ? take_way(c, NET_EXEC) : SSH_ERROR;
+}
+
+static int on_shell(ssh_session ssh, ssh_channel channel, void *userdata) {
+  (void)ssh, (void)channel;
+  return take_way(userdata, NET_SHELL);
+}
+
+static void set_size(net_channel *c, int columns, int rows) {
+  c->terminal->columns = columns > 0 && columns < 10000 ? (unsigned)columns : 80;
+  c->terminal->rows = rows > 0 && rows < 10000 ? (unsigned)rows : 24;
+}
+
+static int on_pty(ssh_session ssh, ssh_channel channel, const char *name, int columns, int rows, int wide, int high, void *userdata) {
+  (void)ssh, (void)channel, (void)wide, (void)high;
+  net_channel *c = userdata;
+  if (c->terminal || c->has_way || !(is_open(c, NET_EXEC) || is_open(c, NET_SHELL))) return SSH_ERROR;
+  c->terminal = calloc(1, sizeof *c->terminal);
+  if (!c->terminal) return SSH_ERROR;
+  strncpy(c->terminal->name, name, sizeof c->terminal->name - 1);
+  c->terminal->no_color = c->no_color;
+  set_size(c, columns, rows);
+  return SSH_OK;
+}
+
+static int on_resize(ssh_session ssh, ssh_channel channel, int columns, int rows, int wide, int high, void *userdata) {
+  (void)ssh, (void)channel, (void)wide, (void)high;
+  net_channel *c = userdata;
+  if (!c->terminal) return SSH_ERROR;
+  set_size(c, columns, rows);
+  c->nudged = true;
+  net_session_changed(c->session);
+  return SSH_OK;
+}
+
+static void on_signal(ssh_session ssh, ssh_channel channel, const char *name, void *userdata) {
+  (void)ssh, (void)channel, (void)name; /* whichever it is: none is sent that lets a program go on */
+  net_channel *c = userdata;
+  c->interrupted = c->nudged = true;
+  net_session_changed(c->session);
+}
+
+static int on_variable(ssh_session ssh, ssh_channel channel, const char *name, const char *value, void *userdata) {
+  (void)ssh, (void)channel;
+  net_channel *c = userdata;
+  if (strcmp(name, "NO_COLOR") != 0) return SSH_ERROR;
+  c->no_color = *value;
+  if (c->terminal) c->terminal->no_color = c->no_color;
   return SSH_OK;
 }
 
@@ -101,6 +163,12 @@ static ssh_channel on_open_session(ssh_session ssh, void *userdata) {
   net_channel *c = accept_channel(userdata);
   if (!c) return NULL;
   c->callbacks.channel_subsystem_request_function = on_subsystem;
+  c->callbacks.channel_exec_request_function = on_exec;
+  c->callbacks.channel_shell_request_function = on_shell;
+  c->callbacks.channel_pty_request_function = on_pty;
+  c->callbacks.channel_pty_window_change_function = on_resize;
+  c->callbacks.channel_signal_function = on_signal;
+  c->callbacks.channel_env_request_function = on_variable;
   return c->ssh;
 }
 
@@ -110,7 +178,7 @@ static int on_message(ssh_session ssh, ssh_message message, void *userdata) {
   net_session *s = userdata;
   if (ssh_message_type(message) == SSH_REQUEST_AUTH) may_try(s);
   if (ssh_message_type(message) != SSH_REQUEST_CHANNEL_OPEN || ssh_message_subtype(message) != SSH_CHANNEL_DIRECT_TCPIP) return 1;
-  net_channel *c = accept_channel(s);
+  net_channel *c = s->listener && s->listener->options.ways & NET_WAY(NET_TCPIP) ? accept_channel(s) : NULL;
   if (!c) return 1;
   net_channel_set_way(c, NET_TCPIP); /* any destination: the channel is the API */
   ssh_message_channel_request_open_reply_accept_channel(message, c->ssh);
