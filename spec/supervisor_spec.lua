@@ -625,10 +625,12 @@ describe("the supervisor", function()
     it("drain at a SIGTERM, and are replaced; meanwhile connections go to the others", function()
       local parent = start { workers = 2 }
       local list = crew(parent, 2)
-      list[1]:send "work 0.5"
-      uv.kill(list[1]:who().pid, "sigterm")
+      local pid = list[1]:who().pid
+      list[1]:send "work 1"
+      uv.kill(pid, "sigterm")
       wait_until_ready(parent, 1)
       assert.same({ [2] = 4 }, tally(connections(parent, 4)))
+      assert.is_true(is_running(pid))
       wait_for_event(parent, "1 drain 5")
       assert.equal("done", list[1]:line())
       wait_for_log(parent, "worker 1 %(pid %d+%) ended with status 0; another one is started in 0.1 s")
