@@ -242,6 +242,7 @@ describe("the supervisor", function()
       assert.is_true(support.wait_for(is_steady))
       assert.is_true(tonumber(held:match "%d+") < 500, held)
       assert.is_true(descriptors(parent) < before + 10)
+      assert.equal("stopped", order(parent, "stop"))
     end)
 
     it("so that nothing of the supervisor's pipe reaches a program that a worker runs", function()
