@@ -242,6 +242,7 @@ describe("the supervisor", function()
       assert.is_true(support.wait_for(is_steady))
       assert.is_true(tonumber(held:match "%d+") < 500, held)
       assert.is_true(descriptors(parent) < before + 10)
+      assert.equal("stopped", order(parent, "stop"))
     end)
 
     it("so that nothing of the supervisor's pipe reaches a program that a worker runs", function()
@@ -609,7 +610,7 @@ describe("the supervisor", function()
       local process = support.run({ "sh", "-c", "exec lua5.4 \"$@\" 3>&-", "sh", support.root .. "/spec/peers/plain_worker.lua",
         parent.folder }, { env = { KORV_WORKER = 1, KORV_GENERATION = 1 } })
       assert.equal(1, process.code)
-      assert.matches("a worker has its supervisor's pipe as file descriptor 3: bad file descriptor", process.stderr)
+      assert.matches("KORV_WORKER is set, but file descriptor 3 is no supervisor's pipe", process.stderr)
     end)
 
     it("leave the terminal's signals to it", function()
@@ -625,8 +626,12 @@ describe("the supervisor", function()
     it("drain at a SIGTERM, and are replaced; meanwhile connections go to the others", function()
       local parent = start { workers = 2 }
       local list = crew(parent, 2)
-      list[1]:send "work 0.5"
-      uv.kill(list[1]:who().pid, "sigterm")
+      local pid = list[1]:who().pid
+      list[1]:send "work 1"
+      uv.kill(pid, "sigterm")
+      wait_until_ready(parent, 1)
+      assert.same({ [2] = 4 }, tally(connections(parent, 4)))
+      assert.is_true(is_running(pid))
       wait_for_event(parent, "1 drain 5")
       assert.equal("done", list[1]:line())
       wait_for_log(parent, "worker 1 %(pid %d+%) ended with status 0; another one is started in 0.1 s")

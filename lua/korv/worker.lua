@@ -150,8 +150,12 @@ end
 
 -- The pipe under a number that no program that an endpoint runs inherits: one that outlives this worker would keep it open.
 local function connect(self)
+  if uv.guess_handle(PIPE_FD) ~= "pipe" then -- it may be the loop's own
+    return nil, ("KORV_WORKER is set, but file descriptor %d is no supervisor's pipe: only korv starts workers"):format(PIPE_FD),
+      "EINVAL"
+  end
   local fd, problem, name = core.dup_cloexec(PIPE_FD)
-  if not fd then return nil, ("a worker has its supervisor's pipe as file descriptor %d: %s"):format(PIPE_FD, problem), name end
+  if not fd then return nil, "cannot use the supervisor's pipe: " .. problem, name end
   uv.fs_close(PIPE_FD)
   local pipe = uv.new_pipe(true)
   local ok
