@@ -17,7 +17,9 @@ local LIBRARIES = { "libdeflate.h", "zlib.h", "libssh/", "uv.h", "lua.h", "lauxl
 
 -- A module of lua/korv: the modules of korv's that it may require. What is not here may require none.
 local MODULES = {
-  app = { "router", "log" },
+  permissions = { "router" },
+  app = { "permissions", "router", "log" },
+  keys = { "keyoptions" },
   log = { "core" },
   task = { "core" },
   watch = { "log" },
@@ -26,7 +28,7 @@ local MODULES = {
   every = { "core" },
   modules = { "log" },
   generation = { "core", "app", "every", "loader", "log", "modules", "task" },
-  credentials = { "core", "keys", "log" },
+  credentials = { "core", "keyoptions", "keys", "log" },
   server = { "core", "app", "credentials", "generation", "log", "options", "service", "task", "watch" },
   identity = { "core" },
   exec = { "task" },

@@ -2,6 +2,7 @@
 -- request, and shapes the answers for what went wrong. Knows nothing of the wire, of JSON, or of coroutines: whatever runs here may yield.
 -- @module korv.app
 
+local permissions = require "korv.permissions"
 local router = require "korv.router"
 local log = require "korv.log"
 
@@ -17,7 +18,7 @@ setmetatable(App, { __index = function(_, name)
 end })
 
 local RESOURCE_BYTES = 65536 -- a longer one is refused before anything is split or decoded
-local ENDPOINT_OPTIONS = { doc = "string", timeout = "number" }
+local ENDPOINT_OPTIONS = { doc = "string", timeout = "number", roles = "table" }
 local APP_OPTIONS = {}
 local NO_LITERALS = {}
 
@@ -32,6 +33,13 @@ local function check_options(options, known, where, level)
     if type(value) ~= kind then
       error(("%s: option '%s' must be a %s (got a %s)"):format(where, key, kind, type(value)), level + 1)
     end
+  end
+end
+
+local function check_roles(roles, where, level)
+  if #roles == 0 then error(("%s: roles must be a list that names one at least"):format(where), level + 1) end
+  for _, role in ipairs(roles) do
+    if type(role) ~= "string" then error(("%s: a role must be a string (got a %s)"):format(where, type(role)), level + 1) end
   end
 end
 
@@ -74,14 +82,19 @@ end
 local function register(self, method, verb, resource, options, endpoint)
   check_open(self, method, 3)
   if endpoint == nil then options, endpoint = nil, options end
-  check_options(options, ENDPOINT_OPTIONS, ("%s %s"):format(tostring(verb), tostring(resource)), 3)
+  local where = ("%s %s"):format(tostring(verb), tostring(resource))
+  check_options(options, ENDPOINT_OPTIONS, where, 3)
+  if options and options.roles then check_roles(options.roles, where, 3) end
+  if self.common_roles and not (options and options.roles) then
+    options = { doc = options and options.doc, timeout = options and options.timeout, roles = self.common_roles }
+  end
   self.routes:add(verb, resource, endpoint, options, 3)
 end
 
 --- Registers the endpoint that answers GET of a resource. An endpoint is called with the request and returns a code and a body.
 -- @tparam string resource begins with `/`; a segment `:name` matches any one, a last segment `*name` all the rest
 -- @tparam[opt] table options `doc`: a text that says what the endpoint is for; `timeout`: seconds after which it is cancelled, and the
--- answer is 504
+-- answer is 504; `roles`: a list, of which the calling key needs one, else the answer is 403
 -- @tparam function endpoint
 function App:get(resource, options, endpoint) register(self, "get", "GET", resource, options, endpoint) end
 
@@ -108,6 +121,14 @@ function App:delete(resource, options, endpoint) register(self, "delete", "DELET
 -- @tparam string resource
 -- @tparam function endpoint
 function App:add_callback(verb, resource, endpoint) register(self, "add_callback", verb, resource, nil, endpoint) end
+
+--- Whatever this script registers from here on without `roles` of its own needs one of these.
+-- @tparam string ... roles
+function App:roles(...)
+  check_open(self, "roles", 2)
+  check_roles({ ... }, "app:roles", 2)
+  self.common_roles = { ... }
+end
 
 --- Adds middleware: a function that is called around every endpoint of the app, wherever that was registered, and around the 404
 -- for a resource without one. The first added is the outermost. It returns a code and a body: those of `next(request)`, or its own.
@@ -225,6 +246,20 @@ local function bounded(run, entry, deadline)
   end
 end
 
+local function forbidden(request)
+  return 403, { message = ("This key may not call %s %s"):format(request.verb, request.resource) }
+end
+
+-- Nothing of the app's runs for who has none of the endpoint's roles.
+local function guarded(run, entry)
+  local roles = entry.options and entry.options.roles
+  if not roles then return run end
+  return function(request)
+    if not permissions.has_role(request.peer, roles) then return forbidden(request) end
+    return run(request)
+  end
+end
+
 --- Freezes the app and returns what answers a request. It may yield, and what an endpoint raises comes out of it.
 -- @tparam[opt] function deadline called with a request and the seconds after which it has to end
 -- @treturn function called with a request (`verb`, `resource`, …; it adds `params` and `query` where there are any), returns a code
@@ -233,7 +268,7 @@ function App:handler(deadline)
   self.frozen = true
   local literals, runs = {}, {}
   for _, entry in ipairs(self.routes:entries()) do
-    local run = bounded(compose(self.middleware, entry.endpoint), entry, deadline)
+    local run = guarded(bounded(compose(self.middleware, entry.endpoint), entry, deadline), entry)
     entry.middleware = #self.middleware > 0
     runs[entry] = run
     literals[entry.verb] = literals[entry.verb] or {}
@@ -241,6 +276,8 @@ function App:handler(deadline)
   end
   local dispatch = dispatcher(self.routes, runs, compose(self.middleware, not_found), compose(self.middleware, too_long))
   return function(request)
+    local only = request.peer and request.peer.only
+    if only and not permissions.unlocked(only, request) then return forbidden(request) end
     local run = (literals[request.verb] or NO_LITERALS)[request.resource]
     if run then return run(request) end
     return dispatch(request)

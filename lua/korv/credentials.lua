@@ -3,11 +3,15 @@
 -- @module korv.credentials
 
 local core = require "korv.core"
+local keyoptions = require "korv.keyoptions"
 local keys = require "korv.keys"
 local log = require "korv.log"
 
 local Credentials = {}
 Credentials.__index = Credentials
+
+-- What `korv.keys` asks.
+local GIVEN = { fingerprint = core.public_key, address_bytes = core.address_bytes }
 
 local function load_host_key(path, passphrase, may_make)
   local key, message, name = core.load_key(path, passphrase)
@@ -53,7 +57,7 @@ local function new(options)
   local list, described, name = load_host_keys(options.host_keys, options.passphrase, true)
   if not list then return nil, described, name end
   local set, message
-  set, message, name = keys.load(options.authorized_client_keys, core.public_key)
+  set, message, name = keys.load(options.authorized_client_keys, GIVEN)
   if not set then return nil, message, name end
   for _, problem in ipairs(set.problems) do log.warn("%s", problem) end
   return setmetatable({ options = options, list = list, host_keys = described, authorized = set }, Credentials)
@@ -66,11 +70,14 @@ end
 -- @treturn ?table nil where the key may not log in; else what a request sees as its peer
 function Credentials:peer(fingerprint, login, address)
   local entry = self.authorized[fingerprint]
-  if not entry then
-    log.info("refused the key %s from %s", fingerprint, address)
+  local admitted, why = entry ~= nil, "it is not authorized"
+  if entry then admitted, why = keyoptions.admit(entry.options, address, os.time()) end
+  if not admitted then
+    log.info("refused the key %s from %s: %s", fingerprint, address, why)
     return nil
   end
-  return { fingerprint = fingerprint, name = entry.name, roles = {}, address = address, login = login }
+  local options = entry.options
+  return { fingerprint = fingerprint, name = entry.name, roles = options.roles or {}, only = options.only, address = address, login = login }
 end
 
 --- Whether a key may still be logged in.
@@ -90,7 +97,7 @@ end
 -- @treturn ?boolean true
 -- @treturn ?string message
 function Credentials:read_authorized()
-  local set, message = keys.load(self.options.authorized_client_keys, core.public_key, true)
+  local set, message = keys.load(self.options.authorized_client_keys, GIVEN, true)
   if not set then return nil, message end
   for _, problem in ipairs(set.problems) do log.warn("%s", problem) end
   self.authorized = set

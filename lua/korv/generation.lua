@@ -96,6 +96,7 @@ local function register(self, path, result)
   if type(result) ~= "function" then
     error(path .. ": a script returns a function that registers its endpoints: return function(app) … end", 0)
   end
+  self.app.common_roles = nil -- they are each script's own
   result(self.app)
   self.script = nil
 end

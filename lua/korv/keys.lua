@@ -3,6 +3,8 @@
 -- sound, and its fingerprint, it asks.
 -- @module korv.keys
 
+local keyoptions = require "korv.keyoptions"
+
 local keys = {}
 
 local ACCEPTED = {
@@ -24,31 +26,6 @@ local function refusal(type)
 end
 
 local function is_type(word) return ACCEPTED[word] or refusal(word) ~= nil end
-
--- What each option does to an entry's options; one that takes a value is called with that too, and has a = behind its name. An
--- option that is not here refuses its key, because nothing would enforce it. The harmless ones forbid what a server here never
--- does, or allow it.
-local function harmless() end
-local function forbid_pty(options) options.pty = false end
-local function allow_pty(options) options.pty = true end
-
-local HANDLERS = {
-  ["restrict"] = forbid_pty,
-  ["no-pty"] = forbid_pty,
-  ["pty"] = allow_pty,
-  ["no-agent-forwarding"] = harmless,
-  ["agent-forwarding"] = harmless,
-  ["no-port-forwarding"] = harmless,
-  ["port-forwarding"] = harmless,
-  ["no-user-rc"] = harmless,
-  ["user-rc"] = harmless,
-  ["no-x11-forwarding"] = harmless,
-  ["x11-forwarding"] = harmless,
-  ["no-touch-required"] = harmless, -- it asks for less; verify-required asks for more, so it is refused
-  ["permitopen="] = harmless,
-  ["permitlisten="] = harmless,
-  ["tunnel="] = harmless,
-}
 
 -- A value in quotes, from its opening quote on: the value, and the position behind it. nil: it does not end.
 local function quoted(line, from)
@@ -86,19 +63,6 @@ local function read_options(line)
   return list, rest
 end
 
--- The table that the list of options makes. Or nil and what is wrong.
-local function apply(list)
-  local options = {}
-  for _, option in ipairs(list) do
-    local handler = HANDLERS[option.name]
-    if not handler then
-      return nil, ("the option '%s' is not supported, so the key is refused; remove it if the key may be used without"):format(option.name)
-    end
-    handler(options, option.value)
-  end
-  return options
-end
-
 local DIGITS = { ["="] = 0 }
 for i, digit in utf8.codes("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") do
   DIGITS[utf8.char(digit)] = i - 1
@@ -134,25 +98,25 @@ local function split_options(line)
 end
 
 -- The entry that a line makes. Or nil and what is wrong.
-local function read_line(line)
+local function read_line(line, given)
   local list, rest = split_options(line)
   if not list then return nil, rest end
   local type, blob, comment = rest:match("^([^ \t]+)[ \t]+([^ \t]+)[ \t]*(.-)[ \t]*$")
   if not type or not is_type(type) then return nil, "no key of a known type" .. FORMAT end
-  local options, what = apply(list)
+  local options, what = keyoptions.read(list, given)
   what = what or refusal(type) or misshapen(type, blob)
   if what then return nil, what end
   return { type = type, blob = blob, comment = comment, options = options }
 end
 
 -- Gives accept every entry of a text; it returns what is wrong with one. Returns the problems.
-local function read_lines(text, name, accept)
+local function read_lines(text, name, given, accept)
   local problems, number = {}, 0
   for line in (text:gsub("^\u{FEFF}", "") .. "\n"):gmatch("([^\n]*)\n") do
     number = number + 1
     line = line:match("^[ \t]*(.-)\r?$")
     if line ~= "" and line:sub(1, 1) ~= "#" then
-      local entry, what = read_line(line)
+      local entry, what = read_line(line, given)
       if entry then
         entry.line = number
         what = accept(entry)
@@ -166,12 +130,13 @@ end
 --- Reads the text of an authorized_keys file. A bad line costs only its own key.
 -- @tparam string text
 -- @tparam string name the file's, for the problems
+-- @tparam[opt] table given see `load`
 -- @treturn table a list of entries `{ type, blob, comment, line, options }`: `blob` is the base64 text, `options` what the server
--- has to honour (`pty = false`: no terminal)
+-- has to honour, see `korv.keyoptions`
 -- @treturn table a list of problems, each as `FILE:LINE: what; mend`
-function keys.parse(text, name)
+function keys.parse(text, name, given)
   local entries = {}
-  local problems = read_lines(text, name, function(entry) entries[#entries + 1] = entry end)
+  local problems = read_lines(text, name, given, function(entry) entries[#entries + 1] = entry end)
   return entries, problems
 end
 
@@ -196,8 +161,8 @@ local function read(path)
 end
 
 -- Adds an entry's key to the set. What is wrong with it, or nil.
-local function admit(set, entry, fingerprint)
-  local digest, what = fingerprint(entry.type, entry.blob)
+local function admit(set, entry, given)
+  local digest, what = given.fingerprint(entry.type, entry.blob)
   if not digest then return ("%s; copy the whole line from the .pub file again, or make a new key"):format(what) end
   if set[digest] then return ("the same key as in line %d, which counts; remove one of them"):format(set[digest].line) end
   set[digest] = { name = entry.comment, type = entry.type, line = entry.line, options = entry.options }
@@ -211,17 +176,18 @@ end
 
 --- Reads an authorized_keys file.
 -- @tparam string path
--- @tparam function fingerprint called with a type and a base64 text: `"SHA256:…"`, or nil and a message where the key is not sound
+-- @tparam table given `fingerprint`: called with a type and a base64 text: `"SHA256:…"`, or nil and a message where the key is not sound;
+-- `address_bytes`: see `korv.keyoptions`
 -- @tparam[opt=false] boolean may_be_empty whether a file without a key that can log in will do
 -- @treturn ?table fingerprints to `{ name, type, line, options }` (`name` is the key's comment), and under `problems` the list of
 -- those. nil where it cannot be read, or not one key can log in
 -- @treturn ?string message
 -- @treturn ?string name: `ENOENT`, `EACCES`, or `ENOKEY` (there is no key, or none that can be used)
-function keys.load(path, fingerprint, may_be_empty)
+function keys.load(path, given, may_be_empty)
   local text, message, name = read(path)
   if not text then return nil, message, name end
   local set = {}
-  local problems = read_lines(text, path, function(entry) return admit(set, entry, fingerprint) end)
+  local problems = read_lines(text, path, given, function(entry) return admit(set, entry, given) end)
   if next(set) == nil and not may_be_empty then return nil, no_key(path, problems) end
   set.problems = problems
   return set

@@ -57,6 +57,15 @@ static int public_key(lua_State *L) {
   return ok ? push_text(L, &text) : fail(L, err.name, err.text);
 }
 
+/* address_bytes(text) -> string | nil */
+static int address_bytes(lua_State *L) {
+  unsigned char bytes[16];
+  size_t len = net_address_bytes(luaL_checkstring(L, 1), bytes);
+  if (len == 0) return 0;
+  lua_pushlstring(L, (const char *)bytes, len);
+  return 1;
+}
+
 net_key **key_list(lua_State *L, int index, const char *name, size_t *count) {
   if (lua_getfield(L, index, name) != LUA_TTABLE) luaL_error(L, "%s must be a list of keys", name);
   int list = lua_gettop(L);
@@ -84,7 +93,7 @@ void key_list_give_up(lua_State *L, int index, const char *name) {
 
 void key_open(lua_State *L) {
   static const luaL_Reg methods[] = {{"describe", describe}, {NULL, NULL}};
-  static const luaL_Reg functions[] = {{"load_key", load_key}, {"make_key", make_key}, {"public_key", public_key}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"load_key", load_key}, {"make_key", make_key}, {"public_key", public_key}, {"address_bytes", address_bytes}, {NULL, NULL}};
   type_make(L, KEY, methods, key_gc);
   luaL_setfuncs(L, functions, 0);
 }

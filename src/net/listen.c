@@ -1,4 +1,5 @@
 /* A server's sockets: accept, count. What happens on a connection once it is accepted is serve.c's. */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -34,6 +35,14 @@ static void numeric_address(const struct sockaddr_storage *from, socklen_t len, 
   if (getnameinfo((const struct sockaddr *)from, len, out, (socklen_t)size, NULL, 0, NI_NUMERICHOST) != 0) out[0] = 0;
   static const char mapped[] = "::ffff:";
   if (strncmp(out, mapped, sizeof mapped - 1) == 0 && strchr(out, '.')) memmove(out, out + sizeof mapped - 1, strlen(out) - sizeof mapped + 2);
+}
+
+size_t net_address_bytes(const char *text, unsigned char out[16]) {
+  if (inet_pton(AF_INET, text, out) == 1) return 4;
+  if (inet_pton(AF_INET6, text, out) != 1) return 0;
+  if (!IN6_IS_ADDR_V4MAPPED((struct in6_addr *)(void *)out)) return 16;
+  memmove(out, out + 12, 4);
+  return 4;
 }
 
 /* Why no more connections are taken now; NULL: they are. */

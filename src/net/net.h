@@ -172,6 +172,9 @@ void net_channel_finish(net_channel *c); /* once the output is written: EOF and 
 void net_channel_exit_status(net_channel *c, unsigned status); /* what it finishes with, where not with 0 */
 void net_channel_abort(net_channel *c);  /* drop the output, close now */
 
+/* An address in text as its bytes, 4 or 16 of them; an IPv4 address in IPv6's clothes is one of IPv4. 0: it is none. */
+size_t net_address_bytes(const char *text, unsigned char out[16]);
+
 /* ---- keys ---------------------------------------------------------------------------------------------------------------------- */
 
 net_key *net_key_load(const char *path, const char *passphrase, net_error *err); /* passphrase may be NULL */
