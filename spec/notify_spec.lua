@@ -20,7 +20,7 @@ end
 -- The next datagram: its lines joined, and who sent it.
 local function next_message(peer)
   local told = core.json.decode(assert(peer:line(), "nothing was told"))
-  return table.concat(told.lines, " "), told.pid
+  return table.concat(told.lines, "|"), told.pid
 end
 
 -- Runs the notifier to its end; the environment's variables are given by `env`.
@@ -37,7 +37,7 @@ describe("core.notify", function()
   it("sends a datagram to a path", function()
     local path, peer = listen()
     assert.is_true(core.notify(path, "READY=1\nSTATUS=x"))
-    assert.equal("READY=1 STATUS=x", (next_message(peer)))
+    assert.equal("READY=1|STATUS=x", (next_message(peer)))
   end)
 
   it("sends to a name that is in no file system", function()
@@ -79,7 +79,7 @@ describe("notify", function()
   it("tells of each state", function()
     run({ NOTIFY_SOCKET = path }, "ready", "reloading", "ready", "status=one\ntwo", "stopping")
     assert.equal("READY=1", (next_message(peer)))
-    local usec = next_message(peer):match "^RELOADING=1 MONOTONIC_USEC=(%d+)$"
+    local usec = next_message(peer):match "^RELOADING=1|MONOTONIC_USEC=(%d+)$"
     assert.is_true(math.abs(tonumber(usec) - uv.hrtime() // 1000) < 60e6, usec)
     assert.equal("READY=1", (next_message(peer)))
     assert.equal("STATUS=one two", (next_message(peer)))
@@ -119,7 +119,7 @@ describe("notify", function()
     local message = next_message(peer)
     assert.equal("READY=1", message)
     repeat message = next_message(peer) until message ~= "WATCHDOG=1"
-    assert.equal("MAINPID=42 WATCHDOG=1", message)
+    assert.equal("MAINPID=42|WATCHDOG=1", message)
     assert.equal("STATUS=later", (next_message(peer)))
   end)
 

@@ -121,7 +121,10 @@ describe("a watch", function()
 
   it("forgets what is no more in the list", function()
     watched:set { { folder = folder .. "/keys", names = { keys = true }, what = "keys" } }
-    is_no_change(function() write "a.lua" end)
+    is_no_change(function()
+      write "a.lua"
+      support.wait_for(function() return told.scripts > 0 end, 1.5) -- past the next look at what is missing
+    end)
   end)
 
   it("is silent once it is closed", function()

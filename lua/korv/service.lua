@@ -98,9 +98,7 @@ end
 
 local function environment_of_next(sockets)
   local variables = uv.os_environ()
-  for _, name in ipairs(INHERITED) do variables[name] = nil end
   for name, value in pairs(notify.environment()) do variables[name] = value end
-  variables.KORV_WORKER = nil
   variables.KORV_SOCKETS = tostring(#sockets)
   local list = {}
   for name, value in pairs(variables) do list[#list + 1] = name .. "=" .. value end
@@ -116,10 +114,20 @@ local function end_wait(self)
   return upgrade
 end
 
-local function fail_upgrade(self, reason)
+local function kill_next(self)
   local upgrade = end_wait(self)
   if upgrade.process and not upgrade.ended then upgrade.process:kill "sigkill" end
+end
+
+local function fail_upgrade(self, reason)
+  kill_next(self)
   log.error("the upgrade failed: %s; this server goes on", reason)
+end
+
+local function give_up_upgrade(self)
+  if not self.upgrade then return end
+  kill_next(self)
+  log.warn "the upgrade is given up: this server is to end"
 end
 
 local function hand_over(self)
@@ -204,7 +212,7 @@ function Service:terminate(name)
   end
   self.told_to_end = true
   log.info("%s: finishing what is under way, for %g s at most", name, self.options.drain or DRAIN)
-  if self.upgrade then fail_upgrade(self, "this server is to end") end
+  give_up_upgrade(self)
   notify.stopping()
   self:drain()
 end
@@ -226,7 +234,7 @@ local function listen_to_signals(self)
 end
 
 local function clean_up(self)
-  if self.upgrade then fail_upgrade(self, "this server has ended") end
+  give_up_upgrade(self)
   for process in pairs(self.processes) do process:close() end
   for _, handle in ipairs(self.handles) do handle:close() end
   notify.close()
