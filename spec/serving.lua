@@ -59,19 +59,17 @@ end
 --- Waits until a server has logged what matches, and forgets what it had logged until then.
 -- @tparam Process server
 -- @string pattern
--- @number[opt] seconds
--- @treturn string the line
-function serving.logged(server, pattern, seconds)
-  local line
+-- @int[opt=1] count of lines that match
+function serving.logged(server, pattern, count)
   local function found()
+    local lines = 0
     for text in server.stderr:gmatch "[^\n]+\n" do
-      if text:find(pattern) then line = text end
+      if text:find(pattern) then lines = lines + 1 end
     end
-    return line
+    return lines >= (count or 1)
   end
-  if not support.wait_for(found, seconds) then error(server:describe("did not log " .. pattern), 2) end
+  if not support.wait_for(found) then error(server:describe("did not log " .. pattern), 2) end
   server.stderr = ""
-  return line
 end
 
 return serving
