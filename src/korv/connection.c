@@ -119,6 +119,14 @@ static void on_channel_drained(void *owner, net_channel *nc) {
   hub_burst(c->hub, BURST_BYTES);
 }
 
+/* A channel that ends with its session ends for the session's reason. */
+static net_error reason_of_end(const net_channel *nc) {
+  const net_error *why = net_session_why(net_channel_session(nc));
+  if (why) return *why;
+  if (net_channel_was_refused(nc)) return (net_error){"ECONNREFUSED", "the server refused a further channel (its max_channels?)"};
+  return (net_error){"ECONNRESET", "the channel was closed"};
+}
+
 static void on_channel_closed(void *owner, net_channel *nc) {
   connection *c = owner;
   outlet *o = net_channel_data(nc);
@@ -129,8 +137,9 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   lua_State *L = c->hub->L;
   if (!o->first) {
     lua_rawgeti(L, LUA_REGISTRYINDEX, o->closed);
-    lua_pushstring(L, net_channel_was_refused(nc) ? "ECONNREFUSED" : "ECONNRESET");
-    lua_pushstring(L, net_channel_was_refused(nc) ? "the server refused a further channel (its max_channels?)" : "the channel was closed");
+    net_error why = reason_of_end(nc);
+    lua_pushstring(L, why.name);
+    lua_pushstring(L, why.text);
     hub_call(c->hub, 2, 0, "in a client");
   }
   ref_drop(L, &o->self);

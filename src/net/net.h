@@ -120,7 +120,8 @@ net_session *net_dial(net *n, const net_dial_options *o, const net_events *event
 /* Tells session_closed at the next net_report. A server tells its peer `why`. */
 void net_session_close(net_session *s, const char *name, const char *why);
 size_t net_session_channels(const net_session *s);
-bool net_session_is_open(const net_session *s); /* logged in, and not at its end */
+bool net_session_is_open(const net_session *s);        /* logged in, and not at its end */
+const net_error *net_session_why(const net_session *s); /* why it has ended; NULL while it has not */
 void net_session_set_data(net_session *s, void *data);
 void *net_session_data(const net_session *s);
 const char *net_session_address(const net_session *s); /* "127.0.0.1"; of the peer */

@@ -50,8 +50,10 @@ void net_session_close(net_session *s, const char *name, const char *why) {
   net_session_fail(s, name, "%s", why);
 }
 
-/* SSH's own last message. What the socket does not take at once is lost: the peer had its time to read. */
+/* SSH's own last message. What the socket does not take at once is lost: the peer had its time to read. libssh holds back what it has to
+ * say until a poll has told that it may write, and no poll comes any more. */
 static void say_farewell(net_session *s) {
+  ssh_set_fd_towrite(s->ssh);
   ssh_session_set_disconnect_message(s->ssh, s->why->text);
   ssh_disconnect(s->ssh);
 }
@@ -224,6 +226,7 @@ void *net_session_data(const net_session *s) { return s->data; }
 const char *net_session_address(const net_session *s) { return s->address; }
 size_t net_session_channels(const net_session *s) { return s->channel_count; }
 bool net_session_is_open(const net_session *s) { return s->state == SESSION_OPEN; }
+const net_error *net_session_why(const net_session *s) { return s->why; }
 const char *net_session_login(const net_session *s) { return s->login ? s->login : ""; }
 const char *net_session_fingerprint(const net_session *s) { return s->fingerprint; }
 
