@@ -85,7 +85,7 @@ function serving.launch(options)
     KORV_SPEC_READY = options.ready }
   for name, value in pairs(options.env or {}) do env[name] = value end
   local server = adopt_methods(support.start(serving.argv(options), { env = env, stdin = true }))
-  server.host_key = options.host_key or support.key "host"
+  server.host_key = support.key "host"
   return server
 end
 

@@ -22,12 +22,9 @@ local function leash(state)
 end
 
 -- What has begun, whole lines that several processes write at once.
-local begun = assert(io.open(folder .. "begun", "a"))
-begun:setvbuf "full"
-
-local function note_begin(id)
-  begun:write(id, "\n")
-  begun:flush()
+local function note_begin(name)
+  local file <close> = assert(io.open(folder .. "begun", "a"))
+  file:write(name, "\n")
 end
 
 local function output_of(command)
