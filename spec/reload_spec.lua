@@ -3,7 +3,7 @@
 
 local numbered = require "spec.numbered"
 local pair = require "spec.pair"
-local serving = require "spec.serving"
+local changing = require "spec.changing"
 local uv = require "luv"
 local waiting = require "spec.waiting"
 
@@ -140,7 +140,7 @@ end
 local function reload(server, load, way, number, flaw)
   if flaw then seen.flawed[number] = true end
   way(numbered.files(number, flaw), server, load)
-  if flaw then return serving.logged(server, numbered.flaws[flaw]:format(number)) end
+  if flaw then return changing.logged(server, numbered.flaws[flaw]:format(number)) end
   pair.wait_for(function() return seen.newest == number or #problems > 0 end, function()
     return server:describe(("number %d does not serve but %d"):format(number, seen.newest))
   end)
@@ -203,20 +203,20 @@ describe("reloads under load, noticed by nobody:", function()
 
   it("1,000, on changes: files written in place, renamed into place, checked out by git", function()
     local folder = numbered.folder "watched"
-    local server, way = serving.program({ load_limit = LOAD_LIMIT }, folder), to(folder)
+    local server, way = changing.program({ load_limit = LOAD_LIMIT }, folder), to(folder)
     run(server, { way.rename_into_place, way.write_in_place, way.checkout }, { "syntax", "endless", "runtime", "duplicate" },
       waiting.scaled(1000))
   end)
 
   it("1,000, at SIGHUP and by app:reload, of korv serve --no-watch", function()
     local folder = numbered.folder "unwatched"
-    local server, way = serving.command { "--no-watch", "--log-level", "error", folder }, to(folder)
+    local server, way = changing.command { "--no-watch", "--log-level", "error", folder }, to(folder)
     run(server, { way.hang_up, way.ask }, { "syntax", "runtime", "duplicate" }, waiting.scaled(1000))
   end)
 
   it("300, of two workers, in all these ways", function()
     local folder = numbered.folder "worked"
-    local server, way = serving.command { "--workers", "2", "--log-level", "error", folder }, to(folder)
+    local server, way = changing.command { "--workers", "2", "--log-level", "error", folder }, to(folder)
     run(server, { way.checkout, way.ask, way.rename_into_place, way.write_in_place }, { "syntax", "runtime", "duplicate" },
       waiting.scaled(300))
   end)

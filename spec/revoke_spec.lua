@@ -2,7 +2,7 @@
 -- workers.
 
 local pair = require "spec.pair"
-local serving = require "spec.serving"
+local changing = require "spec.changing"
 local support = require "spec.support"
 local uv = require "luv"
 
@@ -55,9 +55,9 @@ local function begin(more)
   if not more.revoke then
     local argv = { "--authorized-keys", keys_path, "--host-key", host_key, table.unpack(more) }
     argv[#argv + 1] = script
-    server = serving.command(argv)
+    server = changing.command(argv)
   else
-    server = serving.program({ authorized_client_keys = keys_path, host_keys = { host_key }, revoke = more.revoke }, script)
+    server = changing.program({ authorized_client_keys = keys_path, host_keys = { host_key }, revoke = more.revoke }, script)
   end
 end
 
@@ -122,7 +122,7 @@ for title, more in pairs { ["one process"] = {}, ["two workers"] = { "--workers"
     setup(pair.begin)
     before_each(function() begin(more) end)
     -- All of its processes have logged it.
-    local function logged(pattern) serving.logged(server, pattern, tonumber(more[2]) or 1) end
+    local function logged(pattern) changing.logged(server, pattern, tonumber(more[2]) or 1) end
 
     after_each(function()
       server.must_end_well = nil
@@ -144,7 +144,7 @@ for title, more in pairs { ["one process"] = {}, ["two workers"] = { "--workers"
       assert.is_nil(nothing)
       assert.is_truthy(message:find(REASON, 1, true), message)
       assert_refused "bob"
-      serving.logged(server, pair.literal("the key " .. support.fingerprint(support.key "bob") .. " of bob is no longer authorized"))
+      changing.logged(server, pair.literal("the key " .. support.fingerprint(support.key "bob") .. " of bob is no longer authorized"))
     end)
 
     it("one that is added lets in", function()
@@ -227,7 +227,7 @@ for title, more in pairs { ["one process"] = {}, ["two workers"] = { "--workers"
       local began = uv.hrtime()
       assert.equal(0, uv.kill(server.pid, "sighup"))
       assert_ends(began, bob)
-      serving.logged(server, "the host keys have changed", tonumber(more[2]))
+      changing.logged(server, "the host keys have changed", tonumber(more[2]))
       server.host_key = support.key "next_host"
       assert_let_in "cleo"
       assert_goes_on(ann)

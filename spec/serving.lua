@@ -1,11 +1,18 @@
---- What the specs of a server's life share, on top of spec.support: servers in processes of their own whose files change, and what they
--- log.
+--- What the specs of the real `korv serve` as processes share, on top of spec.pair: how it is started, which processes there are of it, and
+-- clients of it. It serves spec/data/serving.lua, and everything that comes of it ends with the spec: the processes read a stdin that the
+-- spec holds, and end when it does.
 -- @module spec.serving
 
 local korv = require "korv"
+local pair = require "spec.pair"
 local support = require "spec.support"
+local uv = require "luv"
 
 local serving = {}
+
+local Server = {}
+
+local pids = {} -- of next servers, which are no children of ours
 
 local function words(text)
   local list = {}
@@ -13,63 +20,161 @@ local function words(text)
   return list
 end
 
-local function launch(argv)
-  local all = words(os.getenv "KORV_WRAP" or "")
-  table.move(argv, 1, #argv, #all + 1, all)
-  local server = support.start(all)
-  local line = server:line() or ""
-  server.port = tonumber(line:match "^korv: listening on 127%.0%.0%.1 port (%d+)")
-  if not server.port then
-    server:kill()
-    error(server:describe("did not say that it listens but " .. line), 3)
-  end
-  server.host_key, server.must_end_well = support.key "host", true
+local function append(list, more) return table.move(more or {}, 1, #(more or {}), #list + 1, list) end
+
+--- Whether a process is there and has not ended.
+-- @int pid
+function serving.is_running(pid)
+  local stat = support.read("/proc/" .. pid .. "/stat")
+  return stat ~= nil and stat:match "^.*%) (%S)" ~= "Z"
+end
+
+--- The processes that a process has begun and that are there, zombies too.
+-- @int pid
+-- @treturn {int,...}
+function serving.children(pid)
+  local list = {}
+  for child in (support.read(("/proc/%d/task/%d/children"):format(pid, pid)) or ""):gmatch "%d+" do list[#list + 1] = tonumber(child) end
+  return list
+end
+
+--- How many file descriptors a process has open.
+-- @int pid
+function serving.descriptors(pid)
+  local count, folder = 0, uv.fs_scandir("/proc/" .. pid .. "/fd")
+  while folder and uv.fs_scandir_next(folder) do count = count + 1 end
+  return count
+end
+
+--- Sends a signal.
+-- @int pid
+-- @string name as luv knows it
+function serving.signal(pid, name) assert(uv.kill(pid, name)) end
+
+--- Waits until something is so; an error that shows the server where that does not come.
+-- @tparam Server server
+-- @string what
+-- @tparam function done
+-- @number[opt] seconds
+function serving.await(server, what, done, seconds)
+  if not support.wait_for(done, seconds) then error(server:describe("did not come to this: " .. what), 2) end
+end
+
+local function adopt_methods(server)
+  local processes = getmetatable(server)
+  return setmetatable(server, { __index = function(_, name) return Server[name] or processes.__index[name] end })
+end
+
+--- The command line of a server.
+-- @tparam table options as for `start`
+function serving.argv(options)
+  local argv = append(words(os.getenv "KORV_WRAP" or ""), options.before)
+  append(argv, { "lua5.4", support.root .. "/spec/peers/quick_korv.lua", "serve", "--host", "127.0.0.1",
+    "--port", tostring(options.port or 0), "--host-key", options.host_key or support.key "host", "--authorized-keys", support.authorized_keys "client", "--no-watch" })
+  if options.workers then append(argv, { "--workers", tostring(options.workers) }) end
+  append(argv, options.arguments)
+  return append(argv, { options.script or support.root .. "/spec/data/serving.lua" })
+end
+
+--- Starts a server; it is not known yet whether it listens.
+-- @tparam table options `workers`, `port`, `host_key`, `script`; `arguments`: further ones; `before`: a command that runs it; `env`;
+-- `watchdog` and `linger`: seconds, in place of those that a server has
+-- @treturn Server
+function serving.launch(options)
+  local env = { KORV_SPEC_FOLDER = support.path "", KORV_SPEC_WATCHDOG = options.watchdog, KORV_SPEC_LINGER = options.linger or 0.5,
+    KORV_SPEC_READY = options.ready }
+  for name, value in pairs(options.env or {}) do env[name] = value end
+  local server = adopt_methods(support.start(serving.argv(options), { env = env, stdin = true }))
+  server.host_key = support.key "host"
   return server
 end
 
---- Arguments that make `korv serve` a server on a free port that lets the key "client" in and logs text; then these.
--- @tparam {string,...} more
--- @treturn {string,...}
-function serving.argv(more)
-  local argv = { support.korv, "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "text" }
-  local given = " " .. table.concat(more, " ") .. " "
-  if not given:find(" --host-key ", 1, true) then table.move({ "--host-key", support.key "host" }, 1, 2, #argv + 1, argv) end
-  if not given:find(" --authorized-keys ", 1, true) then
-    table.move({ "--authorized-keys", support.authorized_keys "client" }, 1, 2, #argv + 1, argv)
-  end
-  return table.move(more, 1, #more, #argv + 1, argv)
+--- Starts a server and waits until it serves.
+-- @tparam[opt] table options as for `launch`
+-- @treturn Server with `port`, `host_key`, `fingerprint`
+function serving.start(options)
+  local server = serving.launch(options or {})
+  server:ready()
+  return server
 end
 
---- Starts `korv serve`, and waits until it listens.
--- @tparam {string,...} more arguments
--- @treturn Process as from support.serve
-function serving.command(more) return launch(serving.argv(more)) end
-
---- Starts a Lua program that serves (spec/peers/reloading_server.lua), and waits until it listens.
--- @tparam table options of korv.server
--- @tparam string ... scripts
--- @treturn Process as from support.serve
-function serving.program(options, ...)
-  local all = { host = "127.0.0.1", port = 0, host_keys = { support.key "host" } }
-  for name, value in pairs(options) do all[name] = value end
-  all.authorized_client_keys = all.authorized_client_keys or support.authorized_keys "client"
-  return launch { "lua5.4", support.root .. "/spec/peers/reloading_server.lua", korv.json.encode(all), ... }
+--- Waits until it, or the next server in its place, says that it listens.
+function Server:ready()
+  local line = self:line() or "nothing"
+  local port, fingerprint = line:match "^korv: listening on 127%.0%.0%.1 port (%d+), host key (SHA256:%S+) "
+  if not port then error(self:describe("did not say that it listens, but " .. line), 2) end
+  self.port, self.fingerprint = tonumber(port), fingerprint
 end
 
---- Waits until a server has logged what matches, and forgets what it had logged until then.
--- @tparam Process server
+--- Waits for a line of the log.
 -- @string pattern
--- @int[opt=1] count of lines that match
-function serving.logged(server, pattern, count)
-  local function found()
-    local lines = 0
-    for text in server.stderr:gmatch "[^\n]+\n" do
-      if text:find(pattern) then lines = lines + 1 end
-    end
-    return lines >= (count or 1)
+-- @number[opt] seconds
+-- @treturn string its captures
+function Server:logged(pattern, seconds)
+  serving.await(self, "the log has " .. pattern, function() return self.stderr:find(pattern) end, seconds)
+  return self.stderr:match(pattern)
+end
+
+--- Starts the next server in its place and waits until it serves.
+-- @int pid of the present one
+-- @treturn int the next one's
+function Server:upgrade(pid)
+  local from = #self.stderr
+  serving.signal(pid, "sigusr2")
+  local function started() return self.stderr:match("started the next server %(process (%d+)%)", from) end
+  serving.await(self, "a next server", started)
+  local next_pid = tonumber(started())
+  pids[#pids + 1] = next_pid
+  self:ready()
+  return next_pid
+end
+
+--- Waits until a process of it has ended.
+-- @int pid
+-- @number[opt] seconds
+function Server:gone(pid, seconds)
+  serving.await(self, ("process %d has ended"):format(pid), function() return not serving.is_running(pid) end, seconds)
+end
+
+--- The workers' processes.
+-- @int[opt] pid of the supervisor
+function Server:workers(pid) return serving.children(pid or self.pid) end
+
+--- A client; or nil, message, name.
+-- @tparam[opt] table options of korv.client
+function Server:dial(options) return pair.dial(self, options) end
+
+--- A request of a client of one's own, and its answer's body.
+-- @string resource
+function Server:ask(resource)
+  local client = assert(self:dial())
+  local response = assert(client:get(resource))
+  client:close()
+  return response.body, response.code
+end
+
+--- Runs functions in coroutines beside each other until all have returned; what one raised is raised.
+-- @tparam {function,...} list
+-- @number[opt] seconds
+function serving.together(list, seconds)
+  local left, problem = #list, nil
+  for _, fn in ipairs(list) do
+    korv.spawn(function()
+      local ok, message = pcall(fn)
+      if not ok then problem = problem or message end
+      left = left - 1
+    end)
   end
-  if not support.wait_for(found) then error(server:describe("did not log " .. pattern), 2) end
-  server.stderr = ""
+  local over = support.wait_for(function() return left == 0 or problem end, seconds or 30)
+  if problem then error(problem, 0) end
+  if not over then error(("%d of %d have not ended"):format(left, #list), 2) end
+end
+
+--- Ends everything. To be called after each spec that starts a server.
+function serving.finish()
+  for _, pid in ipairs(pids) do uv.kill(pid, "sigkill") end
+  pids = {}
+  pair.finish()
 end
 
 return serving

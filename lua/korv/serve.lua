@@ -28,10 +28,10 @@ local function new_server(options)
 end
 
 -- A server that has read its keys and its scripts; or nil and a message.
-local function load(options)
+local function load(options, number)
   local server, message = new_server(options)
   if not server then return nil, message end
-  server.number = tonumber(os.getenv "KORV_GENERATION") or 1
+  server.number = number or 1
   local ok
   ok, message = server:load(table.unpack(options.script))
   return ok and server, message
@@ -58,10 +58,16 @@ local function serve_alone(options)
 end
 
 local function serve_as_worker(options)
-  local server, message = load(options)
-  if not server then return FAILED, message end
-  log.worker(tonumber(os.getenv "KORV_WORKER"))
-  local ok
+  local number, generation = tonumber(os.getenv "KORV_WORKER"), tonumber(os.getenv "KORV_GENERATION")
+  local ok, message = worker.take()
+  if not ok then return FAILED, message end
+  log.worker(number)
+  local server
+  server, message = load(options, generation)
+  if not server then
+    worker.fail(message)
+    return FAILED
+  end
   ok, message = worker.run(server, { info = { host_keys = server.host_keys }, drain = options.drain, watch = not options.no_watch })
   return ok and 0 or FAILED, message
 end

@@ -417,6 +417,11 @@ local function at_end(server, done)
   end
 end
 
+--- Leaves its sockets to another process that has them, too; it serves those who have connected as before.
+function Server:leave_sockets()
+  if self.core then self.core:leave_sockets() end
+end
+
 --- Ends gently: no new connections; requests under way end, new ones are answered 503, and what is idle is closed.
 -- @tparam[opt=30] number seconds after which requests that still run are cancelled, and answered 503
 -- @tparam[opt] function done called once everything has gone

@@ -19,6 +19,10 @@ local MOST_SOCKETS = 64
 -- Seconds that the next server may take until it is ready.
 service._ready_seconds = 60
 
+-- Seconds that those who had connected before the next server was ready are served as ever: in the midst of a log-in, or between that and
+-- the first request, they would take a drain for a refusal.
+service._linger_seconds = 3
+
 -- What a server is told by whoever starts it. A child process of an endpoint's must not take it for its own.
 local INHERITED = { "KORV_SOCKETS", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES" }
 
@@ -134,13 +138,18 @@ local function hand_over(self)
   local upgrade = end_wait(self)
   log.info("the next server (process %d) is ready; this one finishes what is under way", upgrade.pid)
   notify.main_pid(upgrade.pid)
-  self:drain()
+  self.thing:leave_sockets()
+  self.is_replaced = true
+  local linger = uv.new_timer()
+  self.handles[#self.handles + 1] = linger
+  linger:start(math.floor(service._linger_seconds * 1000), 0, function() self:drain() end)
 end
 
 local function spawn_next(self, upgrade, argv, on_exit)
   local stdio = { 0, 1, 2 }
   for _, fd in ipairs(self.thing.sockets) do stdio[#stdio + 1] = fd end
   stdio[#stdio + 1] = upgrade.pipe
+  core.close_on_exec(FIRST_FD) -- files that the app has open would gather from server to server
   local process, pid = uv.spawn(argv[1], { args = table.move(argv, 2, #argv, 1, {}), stdio = stdio,
     env = environment_of_next(self.thing.sockets) }, on_exit)
   if not process then return nil, pid end
@@ -175,7 +184,7 @@ end
 --- Starts the next server; it gets the sockets.
 function Service:begin_upgrade()
   local argv = self.options.argv or service.argv()
-  local refusal = self.upgrade and "one is under way already" or self.draining and "this server is about to end"
+  local refusal = self.upgrade and "one is under way already" or (self.draining or self.is_replaced) and "this server is about to end"
     or not argv[1] and "it is not known how this server was started"
   if refusal then return log.warn("no upgrade: %s", refusal) end
   start_next(self, argv)
@@ -244,8 +253,8 @@ end
 --- Says that the thing serves, and runs the loop until it has drained, was stopped, or leaves nothing to run.
 --
 -- SIGHUP reloads scripts and keys. SIGTERM and SIGINT drain, a second one ends at once. SIGUSR2 starts the next server with the same
--- sockets; once that is ready this one drains.
--- @tparam Server|Supervisor thing with `sockets`, `reload`, `reload_keys`, `drain`, `stop`
+-- sockets; once that is ready this one leaves the sockets to it, and drains a little later.
+-- @tparam Server|Supervisor thing with `sockets`, `reload`, `reload_keys`, `leave_sockets`, `drain`, `stop`
 -- @tparam[opt] table options `drain`: seconds for what is under way (30); `argv`: the command that starts the next server, interpreter
 -- first (that of this process); `announce`: a function that says that it serves, called once signals are listened to
 function service.run(thing, options)

@@ -10,6 +10,11 @@ local uv = require "luv"
 local Supervisor = {}
 Supervisor.__index = Supervisor
 
+local supervisor = {}
+
+-- Seconds without a sign of life after which a worker is killed.
+supervisor._watchdog_seconds = 10
+
 local BACKLOG = 1024      -- connections that nobody has accepted yet, each socket
 local GRACE = 3           -- seconds that a worker has after the time to drain
 local LEAST_WATCHDOG = 2  -- seconds: a sign of life comes each second
@@ -19,16 +24,19 @@ local function ignore() end
 -- Connections ------------------------------------------------------------------------------------------------------------------------
 
 -- libuv accepts one connection ahead and then waits until it is taken: so no more than one a socket is ours before a worker is ready.
+local function take_from(listener)
+  local tcp = uv.new_tcp()
+  listener.waiting = false
+  if listener.handle:accept(tcp) then return tcp end
+  tcp:close()
+end
+
 local function take(self)
   local tcp = table.remove(self.returned, 1)
   if tcp then return tcp end
   for _, listener in ipairs(self.listeners) do
-    if listener.waiting then
-      listener.waiting = false
-      tcp = uv.new_tcp()
-      if listener.handle:accept(tcp) then return tcp end
-      tcp:close()
-    end
+    tcp = listener.waiting and take_from(listener)
+    if tcp then return tcp end
   end
 end
 
@@ -106,10 +114,15 @@ local function listen(self, fd)
   return nil, ("cannot listen on the socket %d: %s"):format(fd, problem), name
 end
 
-local function stop_listening(self)
+local function close_listeners(self)
   for _, listener in ipairs(self.listeners) do listener.handle:close() end
+  self.listeners = {}
+end
+
+local function stop_listening(self)
+  close_listeners(self)
   for _, tcp in ipairs(self.returned) do tcp:close() end
-  self.listeners, self.returned = {}, {}
+  self.returned = {}
 end
 
 -- Workers ------------------------------------------------------------------------------------------------------------------------------
@@ -162,6 +175,8 @@ function handlers.ready(self, worker, message)
   worker.state, worker.info = "settling", message.info
   if not self.ending then settle(self, worker) end
 end
+
+function handlers.failed(_, worker, message) worker.failure = message.message end
 
 function handlers.beat(self, worker, message)
   worker.counters = message.counters
@@ -216,9 +231,10 @@ end
 local function on_ended(self, worker, how)
   if worker.transaction then worker.transaction:lose(worker) end
   if self.ending then return finish(self) end
-  if not self.started and not worker.info then return give_up(self, how .. " before it was ready") end
-  worker.info = nil
-  replace(self, worker, how)
+  local failure = worker.failure
+  if not self.started and not worker.info then return give_up(self, failure or how .. " before it was ready") end
+  worker.info, worker.failure = nil, nil
+  replace(self, worker, failure and ("%s: %s"):format(how, failure) or how)
   appoint_watcher(self)
 end
 
@@ -251,10 +267,10 @@ end
 -- - `watchdog` seconds without a sign of life after which a worker is killed and replaced (10)
 -- - `load_limit` seconds that loading the scripts may take (10)
 -- @treturn Supervisor
-local function new(options)
+function supervisor.new(options)
   options = {
     argv = options.argv, env = options.env, sockets = options.sockets, workers = options.workers,
-    watchdog = options.watchdog or 10, load_limit = options.load_limit or 10,
+    watchdog = options.watchdog or supervisor._watchdog_seconds, load_limit = options.load_limit or 10,
   }
   check(options)
   local self = setmetatable({
@@ -363,6 +379,15 @@ local function kill_all(self)
   for _, worker in ipairs(self.workers) do worker:kill() end
 end
 
+--- Leaves its sockets to another process that has them, too. What it has accepted it hands over yet.
+function Supervisor:leave_sockets()
+  for _, listener in ipairs(self.listeners) do
+    local tcp = listener.waiting and take_from(listener)
+    if tcp then self.returned[#self.returned + 1] = tcp end
+  end
+  close_listeners(self)
+end
+
 --- Takes no more connections and has the workers finish what they have. A worker that has not been ready has nothing, and is killed.
 -- @tparam number seconds that requests under way have
 -- @tparam[opt] function done called once all workers have ended, a little after `seconds` at the latest
@@ -387,4 +412,4 @@ function Supervisor:stop()
   finish(self)
 end
 
-return { new = new }
+return supervisor

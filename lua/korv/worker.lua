@@ -11,11 +11,15 @@ local watch = require "korv.watch"
 local Worker = {}
 Worker.__index = Worker
 
+local worker = {}
+
 local PIPE_FD = 3
 local DRAIN = 30            -- seconds, where nobody says how many
 local BEAT_MS = 1000
 local COLLECTED = 0.05      -- seconds in which closed connections are counted before they are told
 local MESSAGE_BYTES = 16384 -- of why a load failed; more is cut off
+
+local pipe_fd -- once it was taken
 
 local function ignore() end
 
@@ -148,8 +152,13 @@ end
 
 -- Set-up ---------------------------------------------------------------------------------------------------------------------------------
 
--- The pipe under a number that no program that an endpoint runs inherits: one that outlives this worker would keep it open.
-local function connect(self)
+--- Takes what makes this process a worker from where the programs that it runs would inherit it: the pipe, which one that outlives this
+-- process would keep open, and what the environment says. To be called before anything of the app's runs.
+-- @treturn ?int the pipe's file descriptor
+-- @treturn ?string message
+-- @treturn ?string name
+function worker.take()
+  if pipe_fd then return pipe_fd end
   if uv.guess_handle(PIPE_FD) ~= "pipe" then -- it may be the loop's own
     return nil, ("KORV_WORKER is set, but file descriptor %d is no supervisor's pipe: only korv starts workers"):format(PIPE_FD),
       "EINVAL"
@@ -157,12 +166,26 @@ local function connect(self)
   local fd, problem, name = core.dup_cloexec(PIPE_FD)
   if not fd then return nil, "cannot use the supervisor's pipe: " .. problem, name end
   uv.fs_close(PIPE_FD)
+  uv.os_unsetenv "KORV_WORKER"
+  uv.os_unsetenv "KORV_GENERATION"
+  pipe_fd = fd
+  return fd
+end
+
+--- Tells the supervisor why this process is about to end without having become a worker.
+-- @tparam string message
+function worker.fail(message)
+  uv.fs_write(pipe_fd, core.json.encode { kind = "failed", message = text_of(message) } .. "\n", -1) -- or nobody is there to be told
+end
+
+local function connect(self)
+  local fd, problem, name = worker.take()
+  if not fd then return nil, problem, name end
   local pipe = uv.new_pipe(true)
   local ok
   ok, problem, name = pipe:open(fd)
   if not ok then
     pipe:close()
-    uv.fs_close(fd)
     return nil, "cannot use the supervisor's pipe: " .. problem, name
   end
   self.pipe = ipc(pipe, {
@@ -192,12 +215,6 @@ local function beat(self)
   self.handles[#self.handles + 1] = timer
 end
 
--- The programs that endpoints run are no workers.
-local function forget_environment()
-  uv.os_unsetenv "KORV_WORKER"
-  uv.os_unsetenv "KORV_GENERATION"
-end
-
 --- Serves what the supervisor hands over, until it is told to drain or the supervisor is gone. For a process that has KORV_WORKER set. It
 -- listens by itself.
 -- @tparam Server server loaded, its first generation numbered KORV_GENERATION
@@ -206,7 +223,7 @@ end
 -- @treturn ?boolean true
 -- @treturn ?string message
 -- @treturn ?string name
-local function run(server, options)
+function worker.run(server, options)
   if uv.loop_mode() then error("korv.worker: the loop runs already", 2) end
   options = options or {}
   local self = setmetatable({
@@ -215,7 +232,6 @@ local function run(server, options)
   local ok, message, name = connect(self)
   if ok then ok, message, name = server:listen {} end
   if not ok then return nil, message, name end
-  forget_environment()
   self.collecting = core.timer(function() tell_closed(self) end)
   server.coordinate = function(done) coordinate(self, done) end
   server.on_closed = function(count) on_closed(self, count) end
@@ -229,4 +245,4 @@ local function run(server, options)
   return true
 end
 
-return { run = run }
+return worker

@@ -10,6 +10,7 @@ local log = require "korv.log"
 local supervisor = require "korv.supervisor"
 local uv = require "luv"
 
+log.format "text"
 core.set_log(function(level, message) log[level]("%s", message) end)
 
 local function tell(format, ...)

@@ -3,6 +3,7 @@
 -- command), or anything else: well. A connection is answered line by line: `pid`; `hold`, a request that ends with the line `go`.
 local core = require "korv.core"
 local service = require "korv.service"
+require "korv.log".format "text"
 local uv = require "luv"
 
 local folder, drain = arg[1], tonumber(arg[2])
@@ -25,7 +26,7 @@ after(120, function() os.exit(9) end):unref() -- whatever becomes of the spec
 local file = io.open(folder .. "/next")
 local fate = file and file:read "l"
 if file then file:close() end
-service._ready_seconds = 0.5
+service._ready_seconds, service._linger_seconds = 0.5, 0.1
 
 local inherited, message = service.inherited()
 if message then
@@ -103,8 +104,13 @@ function thing.reload(_, done)
   after(0.1, function() done(nil, "app.lua:1: an error") end)
 end
 
-function thing.drain(_, seconds, done)
+function thing.leave_sockets()
   for _, listener in ipairs(listeners) do listener:close() end
+  listeners = {}
+end
+
+function thing.drain(_, seconds, done)
+  thing.leave_sockets()
   say("draining %g %d", seconds, uv.os_getpid())
   drained = done
   after(seconds, function()

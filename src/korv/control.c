@@ -21,6 +21,13 @@ static int adopt(lua_State *L) {
   return 0;
 }
 
+/* server:leave_sockets(): no new connections; those that there are go on. */
+static int leave_sockets(lua_State *L) {
+  server *s = luaL_checkudata(L, 1, KORV_SERVER);
+  if (s->listener) net_listener_leave_sockets(s->listener);
+  return 0;
+}
+
 /* server:close(): no new connections, and the ones that there are end. `ended` follows. */
 static int close_(lua_State *L) {
   server *s = luaL_checkudata(L, 1, KORV_SERVER);
@@ -117,5 +124,6 @@ static int counts(lua_State *L) {
   return 3;
 }
 
-const luaL_Reg control_methods[] = {{"adopt", adopt}, {"close", close_},       {"drain", drain},   {"cancel", cancel}, {"handle", handle},
-                                    {"expel", expel}, {"set_keys", set_keys}, {"counts", counts}, {"caller", caller_new}, {NULL, NULL}};
+const luaL_Reg control_methods[] = {{"adopt", adopt},   {"leave_sockets", leave_sockets}, {"close", close_}, {"drain", drain},
+                                    {"cancel", cancel}, {"handle", handle},               {"expel", expel},  {"set_keys", set_keys},
+                                    {"counts", counts}, {"caller", caller_new},           {NULL, NULL}};

@@ -1,8 +1,10 @@
-/* core.dup_cloexec: a file descriptor's second number. luv has no dup, and two of its handles must not share one number. Knows not what
- * is behind a descriptor. */
+/* core.dup_cloexec: a file descriptor's second number. luv has no dup, and two of its handles must not share one number.
+ * core.close_on_exec: what the programs that this process runs do not inherit. Knows not what is behind a descriptor. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/close_range.h>
+#include <unistd.h>
 
 #include "korv/korv.h"
 
@@ -19,7 +21,16 @@ static int dup_cloexec(lua_State *L) {
   return 1;
 }
 
+/* close_on_exec(first): no program inherits a descriptor from this number on unless it is told to; those of Lua's
+ * io.open would be. A kernel that has no such call (before 5.11) leaves them as they are. */
+static int close_on_exec(lua_State *L) {
+  lua_Integer first = luaL_checkinteger(L, 1);
+  luaL_argcheck(L, first >= 0 && first <= INT_MAX, 1, "a file descriptor is a number from 0 on");
+  close_range((unsigned)first, UINT_MAX, CLOSE_RANGE_CLOEXEC);
+  return 0;
+}
+
 void fd_open(lua_State *L) {
-  lua_pushcfunction(L, dup_cloexec);
-  lua_setfield(L, -2, "dup_cloexec");
+  static const luaL_Reg functions[] = {{"dup_cloexec", dup_cloexec}, {"close_on_exec", close_on_exec}, {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
 }

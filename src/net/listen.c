@@ -71,7 +71,7 @@ static void on_acceptable(uv_poll_t *h, int status, int events) {
   (void)events;
   const listen_socket *ls = (listen_socket *)(void *)((char *)h - offsetof(listen_socket, poll));
   net_listener *l = ls->listener;
-  for (int i = 0; status == 0 && i < ACCEPTS && !l->closed; i++) {
+  for (int i = 0; status == 0 && i < ACCEPTS && !uv_is_closing((uv_handle_t *)h); i++) {
     struct sockaddr_storage from;
     socklen_t len = sizeof from;
     int fd = accept4(ls->fd, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -196,11 +196,17 @@ static void on_socket_closed(uv_handle_t *h) {
   handle_gone(ls->listener);
 }
 
+void net_listener_leave_sockets(net_listener *l) {
+  l->closing_handles += l->socket_count;
+  for (size_t i = 0; i < l->socket_count; i++) uv_close((uv_handle_t *)&l->sockets[i].poll, on_socket_closed);
+  l->socket_count = 0;
+}
+
 void net_listener_stop(net_listener *l) {
   if (l->closed) return;
   l->closed = true;
-  l->closing_handles = l->socket_count + 1;
-  for (size_t i = 0; i < l->socket_count; i++) uv_close((uv_handle_t *)&l->sockets[i].poll, on_socket_closed);
+  net_listener_leave_sockets(l);
+  l->closing_handles++;
   uv_close((uv_handle_t *)&l->retry, on_retry_closed);
 }
 

@@ -91,6 +91,7 @@ typedef struct net_listen_options {
 net_listener *net_listen(net *n, const net_listen_options *o, const net_events *events, void *owner, net_error *err);
 void net_listener_adopt(net_listener *l, int fd);  /* a connected socket, as if it had been accepted here; it is taken over */
 bool net_listener_set_keys(net_listener *l, net_key **keys, size_t count, net_error *err); /* host keys, from the next connection on */
+void net_listener_leave_sockets(net_listener *l); /* closes them; the sessions, and what is adopted, go on */
 void net_listener_stop(net_listener *l);  /* no new connections and channels; listener_closed follows the last session's end */
 void net_listener_close(net_listener *l); /* the same, and those that there are end */
 typedef void net_visit(net_session *s, void *arg);
