@@ -6,6 +6,7 @@ local core = require "korv.core"
 local keyoptions = require "korv.keyoptions"
 local keys = require "korv.keys"
 local log = require "korv.log"
+local uv = require "luv"
 
 local Credentials = {}
 Credentials.__index = Credentials
@@ -22,6 +23,29 @@ local function load_host_key(path, passphrase, may_make)
   if not key then return nil, message:gsub("the key", "the host key", 1), name end
   log.info("made a new host key: %s", path)
   return key
+end
+
+local WRITABLE = tonumber("022", 8) -- by the group or by others
+
+-- Whoever can write the file lets in whom he likes. Or nil, message, name.
+local function is_guarded(path)
+  local stat = uv.fs_stat(path)
+  if not stat then return true end -- the reader says why
+  if stat.mode & WRITABLE ~= 0 then
+    return nil, ("%s: others can write this file (mode %04o), and so let in whom they like; mend it with: chmod go-w %s"):format(path,
+      stat.mode & 4095, path), "EPERM"
+  end
+  if stat.uid ~= 0 and stat.uid ~= uv.getuid() then
+    return nil, ("%s belongs to another user (%d), who could let in whom he likes; mend it with: chown %d %s"):format(path, stat.uid,
+      uv.getuid(), path), "EPERM"
+  end
+  return true
+end
+
+local function load_authorized(path, may_be_empty)
+  local ok, message, name = is_guarded(path)
+  if not ok then return nil, message, name end
+  return keys.load(path, GIVEN, may_be_empty)
 end
 
 -- A list of keys, and what there is to say of each; or nil, message, name.
@@ -57,7 +81,7 @@ local function new(options)
   local list, described, name = load_host_keys(options.host_keys, options.passphrase, true)
   if not list then return nil, described, name end
   local set, message
-  set, message, name = keys.load(options.authorized_client_keys, GIVEN)
+  set, message, name = load_authorized(options.authorized_client_keys)
   if not set then return nil, message, name end
   for _, problem in ipairs(set.problems) do log.warn("%s", problem) end
   return setmetatable({ options = options, list = list, host_keys = described, authorized = set }, Credentials)
@@ -97,7 +121,7 @@ end
 -- @treturn ?boolean true
 -- @treturn ?string message
 function Credentials:read_authorized()
-  local set, message = keys.load(self.options.authorized_client_keys, GIVEN, true)
+  local set, message = load_authorized(self.options.authorized_client_keys, true)
   if not set then return nil, message end
   for _, problem in ipairs(set.problems) do log.warn("%s", problem) end
   self.authorized = set

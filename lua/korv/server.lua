@@ -22,7 +22,7 @@ local OPTIONS = {
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
-  login_timeout = "seconds", keepalive = "number", cpu_limit = "number", load_limit = "seconds", drain = "seconds", watch = "boolean",
+  max_unauthenticated_per_address = "number", ciphers = "string", login_timeout = "seconds", keepalive = "number", cpu_limit = "number", load_limit = "seconds", drain = "seconds", watch = "boolean",
   ways = "table",
 }
 
@@ -137,7 +137,9 @@ end
 -- - `max_channel_in_flight` requests of a channel (1024), `max_queued_bytes` of its unread answers (256 KiB): past these it is not read
 -- - `max_in_flight` requests in all (65536): past it the answer is 503
 -- - `max_turn_bytes` that one channel has decoded in a turn of the loop before others get theirs (1 MiB)
--- - `max_connections` (10000, lowered to what file descriptors allow), `max_unauthenticated` of these (256), `max_channels` of each (64)
+-- - `max_connections` (10000, lowered to what file descriptors allow), `max_channels` of each (64)
+-- - `max_unauthenticated` connections that have not logged in (256), `max_unauthenticated_per_address` of these (64; of IPv6, from one /64)
+-- - `ciphers` `"modern"` (AES-GCM and ChaCha20-Poly1305, the default) or `"compatible"` (AES-CTR as well, for old clients)
 -- - `max_auth_attempts` (10), `login_timeout` seconds (30)
 -- - `keepalive` seconds of silence after which a client is asked for a sign of life; after three times that it is given up (60; 0: never)
 -- @function korv.server
@@ -148,6 +150,9 @@ local function new(options)
   check.check("korv.server", options, OPTIONS, 2)
   if options.revoke and options.revoke ~= "close" and options.revoke ~= "keep" then
     error(("korv.server: revoke must be 'close' or 'keep', not '%s'"):format(options.revoke), 2)
+  end
+  if options.ciphers and options.ciphers ~= "modern" and options.ciphers ~= "compatible" then
+    error(("korv.server: ciphers must be 'modern' or 'compatible', not '%s'"):format(options.ciphers), 2)
   end
   local credential, message, name = credentials {
     host_keys = options.host_keys or { "ssh_host_ed25519_key" }, passphrase = options.passphrase,

@@ -312,6 +312,8 @@ static void read_listen_options(lua_State *L, net_listen_options *o) {
   o->ways = read_ways(L);
   o->connections = (size_t)option_integer(L, 1, "max_connections", 10000, 1, 1 << 20);
   o->unauthenticated = (size_t)option_integer(L, 1, "max_unauthenticated", 256, 1, 1 << 20);
+  o->unauthenticated_source = (size_t)option_integer(L, 1, "max_unauthenticated_per_address", 64, 1, 1 << 20);
+  o->compatible = strcmp(option_string(L, 1, "ciphers", "modern"), "compatible") == 0;
   o->channels = (size_t)option_integer(L, 1, "max_channels", 64, 1, 4096);
   o->auth_attempts = (unsigned)option_integer(L, 1, "max_auth_attempts", 10, 1, 1000);
   o->login_ms = option_ms(L, 1, "login_timeout", 30);

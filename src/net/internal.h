@@ -52,6 +52,7 @@ struct net_listener {
   listen_socket sockets[NET_SOCKETS];
   size_t socket_count, closing_handles;
   size_t sessions, unauthenticated;
+  LIST_HEAD(, net_session) strangers; /* who have not logged in yet */
   bool closed; /* to new connections */
 };
 
@@ -68,8 +69,13 @@ typedef enum session_state {
 
 typedef struct dial dial; /* what only a client has, while it dials; dial.c */
 
+typedef struct net_source {
+  unsigned char bytes[8]; /* of IPv6 the half that names a network */
+  size_t len;
+} net_source;
+
 struct net_session {
-  LIST_ENTRY(net_session) all;
+  LIST_ENTRY(net_session) all, strangers;
   TAILQ_ENTRY(net_session) report_link, flush_link;
   net *net;
   const net_events *events;
@@ -92,6 +98,10 @@ struct net_session {
   net_way way;     /* client: of its channels */
   size_t opening;  /* client: channels that are being opened */
   unsigned auth_attempts;
+  net_source source; /* server */
+  uint64_t exchanges_since_ms, exchanges_since_bytes;
+  unsigned exchanges; /* of keys, since then */
+  struct ssh_callbacks_struct status;
   struct ssh_counter_struct counter;
   struct ssh_server_callbacks_struct callbacks;
   TAILQ_HEAD(, net_channel) channels;
@@ -148,11 +158,12 @@ void net_session_opened(net_session *s); /* logged in, and for a client its firs
 void net_session_deadline(net_session *s, uint64_t ms, uv_timer_cb cb);
 
 /* listen.c */
-void net_listener_release(net_listener *l, bool logged_in); /* a session of it is gone */
+void net_listener_know(net_session *s); /* it has logged in */
+void net_listener_release(net_session *s); /* it is gone */
 
 /* serve.c */
-ssh_bind net_serve_bind(net_key **keys, size_t key_count, net_error *err); /* how sessions are set up */
-void net_serve_accept(net_listener *l, int fd, const char *address); /* takes fd over */
+ssh_bind net_serve_bind(net_key **keys, size_t key_count, bool compatible, net_error *err); /* how sessions are set up */
+void net_serve_accept(net_listener *l, int fd, const char *address, const net_source *source); /* takes fd over */
 void net_serve_logged_in(net_session *s);
 
 /* dial.c */
@@ -179,6 +190,7 @@ bool net_public_key_text(ssh_key key, char **blob, char *fingerprint, size_t siz
 
 /* The algorithms, the same for both roles: AEAD only, curve25519, no SHA-1, no compression. */
 #define NET_CIPHERS "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com"
+#define NET_OLD_CIPHERS ",aes256-ctr" /* with the MACs below, which cover what is encrypted */
 #define NET_KEX "curve25519-sha256,curve25519-sha256@libssh.org"
 #define NET_MACS "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com"
 #define NET_KEY_TYPES                                                                                                                  \

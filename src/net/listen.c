@@ -45,9 +45,28 @@ size_t net_address_bytes(const char *text, unsigned char out[16]) {
   return 4;
 }
 
+static net_source source_of(const char *address) {
+  net_source source = {.len = 0};
+  unsigned char bytes[16];
+  size_t len = net_address_bytes(address, bytes);
+  source.len = len < sizeof source.bytes ? len : sizeof source.bytes;
+  memcpy(source.bytes, bytes, source.len);
+  return source;
+}
+
+static size_t strangers_from(const net_listener *l, const net_source *source) {
+  size_t count = 0;
+  const net_session *s;
+  LIST_FOREACH(s, &l->strangers, strangers) {
+    count += s->source.len == source->len && memcmp(s->source.bytes, source->bytes, source->len) == 0;
+  }
+  return count;
+}
+
 /* Why no more connections are taken now; NULL: they are. */
-static const char *limit_reached(const net_listener *l) {
+static const char *limit_reached(const net_listener *l, const net_source *source) {
   if (l->sessions >= l->options.connections) return "max_connections is reached";
+  if (strangers_from(l, source) >= l->options.unauthenticated_source) return "max_unauthenticated_per_address is reached";
   if (l->unauthenticated >= l->options.unauthenticated) return "max_unauthenticated is reached";
   return NULL;
 }
@@ -56,7 +75,8 @@ static void accepted(net_listener *l, int fd, const struct sockaddr_storage *fro
   int on = 1;
   char address[64];
   numeric_address(from, len, address, sizeof address);
-  const char *why = limit_reached(l);
+  net_source source = source_of(address);
+  const char *why = limit_reached(l, &source);
   if (why) {
     close(fd);
     l->events->refused(l->owner, address, why);
@@ -64,7 +84,7 @@ static void accepted(net_listener *l, int fd, const struct sockaddr_storage *fro
   }
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-  net_serve_accept(l, fd, address);
+  net_serve_accept(l, fd, address, &source);
 }
 
 static void on_acceptable(uv_poll_t *h, int status, int events) {
@@ -134,7 +154,7 @@ static bool watch_sockets(net_listener *l, const net_listen_options *o, net_erro
 }
 
 static net_listener *new_listener(net *n, const net_listen_options *o, const net_events *events, void *owner, net_error *err) {
-  ssh_bind bind = net_serve_bind(o->keys, o->key_count, err);
+  ssh_bind bind = net_serve_bind(o->keys, o->key_count, o->compatible, err);
   net_listener *l = bind ? calloc(1, sizeof *l) : NULL;
   if (!l) {
     if (bind) net_error_set(err, "ENOMEM", "out of memory");
@@ -166,7 +186,7 @@ net_listener *net_listen(net *n, const net_listen_options *o, const net_events *
 }
 
 bool net_listener_set_keys(net_listener *l, net_key **keys, size_t count, net_error *err) {
-  ssh_bind bind = net_serve_bind(keys, count, err);
+  ssh_bind bind = net_serve_bind(keys, count, l->options.compatible, err);
   if (!bind) return false;
   ssh_bind_free(l->bind); /* each session has copies of its own */
   l->bind = bind;
@@ -227,9 +247,15 @@ void net_listener_close(net_listener *l) {
   net_listener_visit(l, end_session, NULL);
 }
 
-void net_listener_release(net_listener *l, bool logged_in) {
+void net_listener_know(net_session *s) {
+  s->listener->unauthenticated--;
+  LIST_REMOVE(s, strangers);
+}
+
+void net_listener_release(net_session *s) {
+  net_listener *l = s->listener;
   l->sessions--;
-  if (!logged_in) l->unauthenticated--;
+  if (!s->logged_in) net_listener_know(s);
   free_if_over(l);
 }
 

@@ -81,8 +81,10 @@ typedef struct net_listen_options {
   size_t key_count;
   size_t connections;     /* in all; lowered to what the file descriptors allow */
   size_t unauthenticated; /* of these, not logged in yet */
+  size_t unauthenticated_source; /* of those, from one address, or one /64 of IPv6 */
   size_t channels;        /* of one connection */
   unsigned ways;          /* that are open, NET_WAY(way) of each */
+  bool compatible;        /* older ciphers as well, for clients that have no other */
   unsigned auth_attempts; /* of one connection */
   uint64_t login_ms;      /* from accept to log-in */
   uint64_t keepalive_ms;  /* a peer that is silent so long is asked for a sign of life, and given up after thrice that; 0: never */

@@ -72,7 +72,7 @@ static void on_login_late(uv_timer_t *timer) {
 
 void net_serve_logged_in(net_session *s) {
   s->logged_in = true;
-  s->listener->unauthenticated--;
+  net_listener_know(s);
   net_session_opened(s);
 }
 
@@ -187,12 +187,13 @@ static int on_message(ssh_session ssh, ssh_message message, void *userdata) {
 
 /* ---- set-up -------------------------------------------------------------------------------------------------------------------------- */
 
-static bool set_algorithms(ssh_bind bind) {
+static bool set_algorithms(ssh_bind bind, bool compatible) {
+  const char *ciphers = compatible ? NET_CIPHERS NET_OLD_CIPHERS : NET_CIPHERS;
   bool no_config = false;
   int rsa_bits = NET_RSA_BITS;
   return ssh_bind_options_set(bind, SSH_BIND_OPTIONS_PROCESS_CONFIG, &no_config) == SSH_OK &&
-         ssh_bind_options_set(bind, SSH_BIND_OPTIONS_CIPHERS_C_S, NET_CIPHERS) == SSH_OK &&
-         ssh_bind_options_set(bind, SSH_BIND_OPTIONS_CIPHERS_S_C, NET_CIPHERS) == SSH_OK &&
+         ssh_bind_options_set(bind, SSH_BIND_OPTIONS_CIPHERS_C_S, ciphers) == SSH_OK &&
+         ssh_bind_options_set(bind, SSH_BIND_OPTIONS_CIPHERS_S_C, ciphers) == SSH_OK &&
          ssh_bind_options_set(bind, SSH_BIND_OPTIONS_KEY_EXCHANGE, NET_KEX) == SSH_OK &&
          ssh_bind_options_set(bind, SSH_BIND_OPTIONS_HMAC_C_S, NET_MACS) == SSH_OK &&
          ssh_bind_options_set(bind, SSH_BIND_OPTIONS_HMAC_S_C, NET_MACS) == SSH_OK &&
@@ -201,9 +202,9 @@ static bool set_algorithms(ssh_bind bind) {
          ssh_bind_options_set(bind, SSH_BIND_OPTIONS_BANNER, "korv") == SSH_OK;
 }
 
-ssh_bind net_serve_bind(net_key **keys, size_t key_count, net_error *err) {
+ssh_bind net_serve_bind(net_key **keys, size_t key_count, bool compatible, net_error *err) {
   ssh_bind bind = ssh_bind_new();
-  bool ok = bind && set_algorithms(bind);
+  bool ok = bind && set_algorithms(bind, compatible);
   for (size_t i = 0; ok && i < key_count; i++) {
     ssh_key copy = ssh_key_dup(keys[i]->key); /* the bind takes it over */
     ok = copy && ssh_bind_options_set(bind, SSH_BIND_OPTIONS_IMPORT_KEY, copy) == SSH_OK;
@@ -215,7 +216,26 @@ ssh_bind net_serve_bind(net_key **keys, size_t key_count, net_error *err) {
   return NULL;
 }
 
+/* A key exchange costs as much as a log-in, and a client may ask for one whenever it likes: as often as this, and anew for each MiB that
+ * went either way. */
+static void on_status(void *userdata, float status) {
+  enum { MOST = 60, WINDOW_MS = 60000, WINDOW_BYTES = 1 << 20 };
+  net_session *s = userdata;
+  if (status < 0.55f || status > 0.65f) return; /* what the library tells at the beginning of one */
+  uint64_t now = uv_now(s->net->loop), bytes = s->counter.in_bytes + s->counter.out_bytes;
+  if (now - s->exchanges_since_ms > WINDOW_MS || bytes - s->exchanges_since_bytes > WINDOW_BYTES) {
+    s->exchanges_since_ms = now;
+    s->exchanges_since_bytes = bytes;
+    s->exchanges = 0;
+  }
+  if (++s->exchanges > MOST) net_session_fail(s, "EPROTO", "more than %d key exchanges for little data", MOST);
+}
+
 static void set_callbacks(net_session *s) {
+  s->status.userdata = s;
+  s->status.connect_status_function = on_status;
+  ssh_callbacks_init(&s->status);
+  ssh_set_callbacks(s->ssh, &s->status);
   s->callbacks.userdata = s;
   s->callbacks.auth_none_function = on_auth_none;
   s->callbacks.auth_pubkey_function = on_auth_key;
@@ -229,16 +249,19 @@ static void set_callbacks(net_session *s) {
 }
 
 static ssh_session new_ssh(void) {
+  uint64_t rekey_bytes = 1 << 30;
+  uint32_t rekey_s = 3600;
   ssh_session ssh = ssh_new();
   if (!ssh) return NULL;
   ssh_set_blocking(ssh, 0);
-  if (ssh_options_set(ssh, SSH_OPTIONS_COMPRESSION_C_S, "none") == SSH_OK && ssh_options_set(ssh, SSH_OPTIONS_COMPRESSION_S_C, "none") == SSH_OK)
+  if (ssh_options_set(ssh, SSH_OPTIONS_COMPRESSION_C_S, "none") == SSH_OK && ssh_options_set(ssh, SSH_OPTIONS_COMPRESSION_S_C, "none") == SSH_OK &&
+      ssh_options_set(ssh, SSH_OPTIONS_REKEY_DATA, &rekey_bytes) == SSH_OK && ssh_options_set(ssh, SSH_OPTIONS_REKEY_TIME, &rekey_s) == SSH_OK)
     return ssh;
   ssh_free(ssh);
   return NULL;
 }
 
-void net_serve_accept(net_listener *l, int fd, const char *address) {
+void net_serve_accept(net_listener *l, int fd, const char *address, const net_source *source) {
   net_error err;
   ssh_session ssh = new_ssh();
   net_session *s = ssh ? net_session_new(l->net, l->events, l->owner) : NULL;
@@ -251,6 +274,8 @@ void net_serve_accept(net_listener *l, int fd, const char *address) {
   s->listener = l;
   l->sessions++;
   l->unauthenticated++;
+  s->source = *source;
+  LIST_INSERT_HEAD(&l->strangers, s, strangers);
   s->state = SESSION_KEX;
   s->keepalive_ms = l->options.keepalive_ms;
   s->ssh = ssh;
