@@ -285,9 +285,16 @@ function Server:reload_keys()
   self.host_keys = self.credentials.host_keys
 end
 
-local function add_file(list, path, what)
+local function add_name(list, path, what)
   local folder, name = path:match "^(.*)/([^/]+)$"
   list[#list + 1] = { folder = folder or ".", names = { [name or path] = true }, what = what }
+end
+
+-- The file, and where it is a link the one that it leads to.
+local function add_file(list, path, what)
+  add_name(list, path, what)
+  local real = uv.fs_realpath(path)
+  if real then add_name(list, real, what) end
 end
 
 --- What a change of is to be noticed.
