@@ -311,7 +311,8 @@ describe("the documents", function()
     end
     options_of_scripts = ""
     for _, name in ipairs(files_in("scripts", "^%l+$")) do
-      if exists("scripts/" .. name) and name ~= "endpoints" then options_of_scripts = options_of_scripts .. read("scripts/" .. name) end
+      local is_folder = name == "endpoints" or name == "systemd"
+      if exists("scripts/" .. name) and not is_folder then options_of_scripts = options_of_scripts .. read("scripts/" .. name) end
     end
     source = sources()
   end)
