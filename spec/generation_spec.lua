@@ -104,7 +104,7 @@ describe("a load", function()
 
   it("is refused for files that are not there", function()
     assert.matches("^no/such%.lua: cannot open", (select(2, scripts.load "no/such.lua")))
-    assert.same({ "ENOENT" }, { select(3, scripts.load(scripts.folder {})) })
+    assert.same({ "ENOENT" }, { (select(3, scripts.load(scripts.folder {}))) })
   end)
 
   for what, text in pairs {

@@ -135,7 +135,7 @@ local function failed(self, done, message, name)
   self.modules:settle()
   self.phase = "failed"
   self:unload()
-  done(nil, message, name or "ELOAD")
+  done(nil, message, name or "ELOAD", self.files)
 end
 
 --- Loads endpoint scripts aside. What is served meanwhile gets its turns.
@@ -147,7 +147,8 @@ end
 -- - `base` an app whose endpoints and middleware come first
 -- - `limit` seconds that the load may take (10)
 -- - `reload` called by `app:reload` with a function to be called with true, or nil and a message
--- @tparam function done called with the generation, or nil, a message with file and line, and a name
+-- @tparam function done called with the generation, or nil, a message with file and line, a name, and the list of files that were loaded
+-- or looked for
 -- @treturn table with a method `cancel`
 function generation.load(paths, options, done)
   local self = new(paths, options)

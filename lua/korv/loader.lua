@@ -10,14 +10,19 @@ local function is_folder(path)
   return stat and stat.type == "directory"
 end
 
--- The *.lua in a folder, in the order of their names.
+local ENTRIES = 64 -- read at once
+
+-- The *.lua in a folder, in the order of their names. (luv's fs_scandir keeps something of each call for ever.)
 local function scripts_in(folder)
-  local names, scan = {}, uv.fs_scandir(folder)
-  local name = scan and uv.fs_scandir_next(scan)
-  while name do
-    if name:find "%.lua$" and not name:find "^%." then names[#names + 1] = folder .. "/" .. name end
-    name = uv.fs_scandir_next(scan)
+  local names, open = {}, uv.fs_opendir(folder, nil, ENTRIES)
+  local entries = open and uv.fs_readdir(open)
+  while entries do
+    for _, entry in ipairs(entries) do
+      if entry.name:find "^[^.].*%.lua$" then names[#names + 1] = folder .. "/" .. entry.name end
+    end
+    entries = uv.fs_readdir(open)
   end
+  if open then uv.fs_closedir(open) end
   table.sort(names)
   return names
 end

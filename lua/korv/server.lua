@@ -199,6 +199,12 @@ function Server:load(...)
   return true
 end
 
+-- What was loaded and does not serve is watched as well: what has to be mended may be among it.
+local function watch_tried(server, files)
+  server.tried = files
+  if server.on_watched then server.on_watched() end
+end
+
 --- Loads the scripts anew, aside: nothing that is served changes.
 -- @tparam int number of the generation
 -- @tparam function done called with the generation, or nil, message, name
@@ -207,7 +213,10 @@ function Server:prepare(number, done)
   generation.load(self.paths, {
     number = number, state = self.state, base = self.app, limit = self.options.load_limit,
     reload = function(told) self:reload(told) end,
-  }, done)
+  }, function(loaded, message, name, files)
+    if not loaded then watch_tried(self, files) end
+    done(loaded, message, name)
+  end)
 end
 
 --- Has a generation that was prepared answer every request from now on. Those under way end in the one that they began in.
@@ -218,12 +227,15 @@ function Server:commit(loaded)
   if last.stop then last:stop() end
   self.core:handle(with_codec(self.options.json, loaded.app:handler(core.deadline)), loaded.number)
   loaded:start()
-  if self.on_watched then self.on_watched() end
+  watch_tried(self, nil)
 end
 
 --- Lets go of a generation that was prepared.
 -- @tparam table loaded
-function Server:discard(loaded) loaded:unload() end -- luacheck: no self
+function Server:discard(loaded)
+  loaded:unload()
+  watch_tried(self, loaded.files)
+end
 
 local function reload_alone(server, done)
   server:prepare(server.generation.number + 1, function(loaded, message)
@@ -231,7 +243,6 @@ local function reload_alone(server, done)
     if message then
       if loaded then server:discard(loaded) end
       log.error("not reloaded, generation %d goes on: %s", server.generation.number, message)
-      if server.on_watched then server.on_watched() end
       return done(nil, message)
     end
     server:commit(loaded)
@@ -304,7 +315,9 @@ function Server:watched()
   add_file(list, self.credentials.options.authorized_client_keys, "keys")
   for _, path in ipairs(self.credentials.options.host_keys) do add_file(list, path, "keys") end
   for _, folder in ipairs(self.generation.folders or {}) do list[#list + 1] = { folder = folder, what = "scripts" } end
-  for _, file in ipairs(self.generation.files or {}) do add_file(list, file, "scripts") end
+  for _, files in ipairs { self.generation.files or {}, self.tried } do
+    for _, file in ipairs(files) do add_file(list, file, "scripts") end
+  end
   return list
 end
 
