@@ -11,6 +11,7 @@
 
 /* Every attempt counts, whatever its method: the library keeps no count. */
 static bool may_try(net_session *s) {
+  if (s->state >= SESSION_DEAD) return false;
   if (++s->auth_attempts <= s->listener->options.auth_attempts) return true;
   net_session_fail(s, "EAUTH", "%u attempts to log in", s->auth_attempts - 1);
   return false;

@@ -59,6 +59,7 @@ static void say_farewell(net_session *s) {
 }
 
 static void session_free(net_session *s) {
+  if (s->farewell) ssh_event_dopoll(s->event, 0); /* after a write libssh has to be polled before it writes again */
   if (s->event) {
     ssh_event_remove_session(s->event, s->ssh);
     ssh_event_free(s->event);
