@@ -6,9 +6,11 @@ local app = require "korv.app"
 local check = require "korv.options"
 local credentials = require "korv.credentials"
 local generation = require "korv.generation"
+local introspection = require "korv.introspection"
 local log = require "korv.log"
 local service = require "korv.service"
 local task = require "korv.task"
+local typed = require "korv.typed"
 local uv = require "luv"
 local watch = require "korv.watch"
 
@@ -23,8 +25,10 @@ local OPTIONS = {
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
   login_timeout = "seconds", keepalive = "number", cpu_limit = "number", load_limit = "seconds", drain = "seconds", watch = "boolean",
-  ways = "table",
+  ways = "table", introspection = "string or false",
 }
+
+local WAYS = { tcpip = "boolean", subsystem = "boolean", exec = "boolean", shell = "boolean" }
 
 local LAST_WORDS = 1 -- seconds for the answers to what a drain has cancelled
 
@@ -115,6 +119,16 @@ local function with_codec(json, handler)
   end
 end
 
+-- What a kind does not say of an option.
+local function check_choices(options, level)
+  if options.revoke and options.revoke ~= "close" and options.revoke ~= "keep" then
+    error(("korv.server: revoke must be 'close' or 'keep', not '%s'"):format(options.revoke), level)
+  end
+  check.check("korv.server: ways", options.ways or {}, WAYS, level)
+  local wrong = introspection.misuse(options.introspection)
+  if wrong then error("korv.server: " .. wrong, level) end
+end
+
 --- Makes a server and reads its keys. It listens from `start` or `listen` on.
 -- @tparam table options
 --
@@ -139,6 +153,8 @@ end
 -- - `max_turn_bytes` that one channel has decoded in a turn of the loop before others get theirs (1 MiB)
 -- - `max_connections` (10000, lowered to what file descriptors allow), `max_unauthenticated` of these (256), `max_channels` of each (64)
 -- - `max_auth_attempts` (10), `login_timeout` seconds (30)
+-- - `ways` in that are open: `{ tcpip = true, subsystem = true, exec = true, shell = true }`, which is the default, each of them
+-- - `introspection` how the resources of endpoints that tell of the server begin (`"/korv"`); false: there are none
 -- - `keepalive` seconds of silence after which a client is asked for a sign of life; after three times that it is given up (60; 0: never)
 -- @function korv.server
 -- @treturn ?Server nil where a key cannot be used
@@ -146,9 +162,7 @@ end
 -- @treturn ?string name, such as `EPERM`
 local function new(options)
   check.check("korv.server", options, OPTIONS, 2)
-  if options.revoke and options.revoke ~= "close" and options.revoke ~= "keep" then
-    error(("korv.server: revoke must be 'close' or 'keep', not '%s'"):format(options.revoke), 2)
-  end
+  check_choices(options, 3)
   local credential, message, name = credentials {
     host_keys = options.host_keys or { "ssh_host_ed25519_key" }, passphrase = options.passphrase,
     authorized_client_keys = options.authorized_client_keys or "authorized_keys",
@@ -205,13 +219,19 @@ function Server:prepare(number, done)
   }, done)
 end
 
+-- What answers the requests of a generation: its app, which tells of the server as well.
+local function handler_of(server, loaded)
+  introspection.add(loaded.app, server)
+  return with_codec(server.options.json, loaded.app:handler(core.deadline))
+end
+
 --- Has a generation that was prepared answer every request from now on. Those under way end in the one that they began in.
 -- @tparam table loaded
 function Server:commit(loaded)
   local last = self.generation
   self.generation, self.generations[loaded.number] = loaded, loaded
   if last.stop then last:stop() end
-  self.core:handle(with_codec(self.options.json, loaded.app:handler(core.deadline)), loaded.number)
+  self.core:handle(handler_of(self, loaded), loaded.number)
   loaded:start()
   if self.on_watched then self.on_watched() end
 end
@@ -229,8 +249,9 @@ local function reload_alone(server, done)
       if server.on_watched then server.on_watched() end
       return done(nil, message)
     end
+    local count = #loaded.app.routes:entries()
     server:commit(loaded)
-    log.info("reloaded: generation %d, endpoints: %d", loaded.number, #loaded.app.routes:entries())
+    log.info("reloaded: generation %d, endpoints: %d", loaded.number, count)
     done(true)
   end)
 end
@@ -323,20 +344,13 @@ local function ended(server)
   end
 end
 
--- What a person has typed, by ssh HOST COMMAND or at a terminal: who answers it.
-local function converse(caller, peer, command, terminal)
-  caller:write("not yet\r\n", true)
-  caller:finish(64)
-  return {}
-end
-
 local function core_options(server, sockets)
   local options = {
     sockets = sockets, keys = server.credentials.list, request = Request, generation = server.generation.number,
     authorize = function(_, _, ...) return server.credentials:peer(...) end,
-    converse = converse, ways = server.options.ways, closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
+    closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
-    handler = with_codec(server.options.json, server.generation.app:handler(core.deadline)),
+    converse = typed(server), handler = handler_of(server, server.generation),
   }
   for name in pairs(OPTIONS) do
     if options[name] == nil then options[name] = server.options[name] end
