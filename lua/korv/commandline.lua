@@ -93,8 +93,10 @@ local function print_failure(self, code, body)
   finish(self, code // 100)
 end
 
+-- What the core answers a message that it refuses.
 local function fail(self, code, message, detail)
-  print_failure(self, code, json.encode { message = message, detail = detail })
+  local rest = detail and ',"detail":' .. json.encode(escape.broken(detail)) or ""
+  print_failure(self, code, ('{"message":%s%s}'):format(json.encode(message), rest))
 end
 
 local function complain(self, problem, status)
