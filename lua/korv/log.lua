@@ -5,6 +5,7 @@
 -- @module korv.log
 
 local core = require "korv.core"
+local escape = require "korv.escape"
 local uv = require "luv"
 
 local log = {}
@@ -29,40 +30,16 @@ local access_generation
 
 -- Text that is safe ----------------------------------------------------------------------------------------------------------------------
 
-local ESCAPED = { ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t" }
-local function escape_bytes(bytes)
-  return ESCAPED[bytes] or bytes:gsub(".", function(byte) return ("\\x%02x"):format(byte:byte()) end)
-end
-
-local function escape_character(character) return ("\\u%04x"):format(utf8.codepoint(character)) end
-
--- Apart from ASCII's control characters: those of U+0080 to U+009F, line separators and changes of direction.
-local function escape_steering(text, escape)
-  return text:gsub("\xC2[\x80-\x9F]", escape):gsub("\xE2\x80[\xA8-\xAE]", escape):gsub("\xE2\x81[\xA6-\xA9]", escape)
-end
-
-local function escape_broken(text)
-  return utf8.len(text) and text or text:gsub("[\x80-\xFF]", escape_bytes)
-end
-
 local function cut(text, most)
   if #text <= most then return text end
   local head = text:sub(1, utf8.offset(text, 0, most + 1) - 1)
   return ("%s… (%d bytes)"):format(head, #text)
 end
 
-local function one_line(text)
-  text = text:gsub("%c", escape_bytes)
-  return escape_broken((escape_steering(text, escape_bytes)))
-end
-
 -- A JSON string; what is no UTF-8 is in it as in a line of text.
-local function quote(text)
-  text = escape_steering(encode(escape_broken(text)), escape_character)
-  return (text:gsub("\127", "\\u007f"))
-end
+local function quote(text) return escape.json(encode(escape.broken(text))) end
 
-local function safe(text) return one_line(cut(text, MESSAGE_BYTES)) end
+local function safe(text) return escape.line(cut(text, MESSAGE_BYTES)) end
 
 -- A word of a line of text: without spaces, so that nothing in it passes for another word.
 local function word(text)
@@ -73,7 +50,7 @@ end
 
 -- Lines ----------------------------------------------------------------------------------------------------------------------------------
 
-local function id_text(id) return one_line(cut(id, ID_BYTES)) end
+local function id_text(id) return escape.line(cut(id, ID_BYTES)) end
 
 -- An id is JSON already, and stays what it was where that is short and harmless.
 local function id_json(id)

@@ -6,9 +6,11 @@ local app = require "korv.app"
 local check = require "korv.options"
 local credentials = require "korv.credentials"
 local generation = require "korv.generation"
+local introspection = require "korv.introspection"
 local log = require "korv.log"
 local service = require "korv.service"
 local task = require "korv.task"
+local typed = require "korv.typed"
 local uv = require "luv"
 local watch = require "korv.watch"
 
@@ -22,9 +24,12 @@ local OPTIONS = {
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
-  max_unauthenticated_per_address = "number", ciphers = "string", login_timeout = "seconds", keepalive = "number", cpu_limit = "number", load_limit = "seconds", drain = "seconds", watch = "boolean",
-  ways = "table",
+  max_unauthenticated_per_address = "number", ciphers = "string", login_timeout = "seconds", keepalive = "number", cpu_limit = "number",
+  load_limit = "seconds", drain = "seconds", watch = "boolean", ways = "table", introspection = "string or false",
 }
+
+local CHOICES = { revoke = { "close", "keep" }, ciphers = { "modern", "compatible" } }
+local WAYS = { tcpip = "boolean", subsystem = "boolean", exec = "boolean", shell = "boolean" }
 
 local LAST_WORDS = 1 -- seconds for the answers to what a drain has cancelled
 
@@ -115,6 +120,19 @@ local function with_codec(json, handler)
   end
 end
 
+-- What a kind does not say of an option.
+local function check_choices(options, level)
+  for name, choice in pairs(CHOICES) do
+    local given = options[name]
+    if given and given ~= choice[1] and given ~= choice[2] then
+      error(("korv.server: %s must be '%s' or '%s', not '%s'"):format(name, choice[1], choice[2], given), level)
+    end
+  end
+  check.check("korv.server: ways", options.ways or {}, WAYS, level)
+  local wrong = introspection.misuse(options.introspection)
+  if wrong then error("korv.server: " .. wrong, level) end
+end
+
 --- Makes a server and reads its keys. It listens from `start` or `listen` on.
 -- @tparam table options
 --
@@ -141,6 +159,8 @@ end
 -- - `max_unauthenticated` connections that have not logged in (256), `max_unauthenticated_per_address` of these (64; of IPv6, from one /64)
 -- - `ciphers` `"modern"` (AES-GCM and ChaCha20-Poly1305, the default) or `"compatible"` (AES-CTR as well, for old clients)
 -- - `max_auth_attempts` (10), `login_timeout` seconds (30)
+-- - `ways` in that are open: `{ tcpip = true, subsystem = true, exec = true, shell = true }`, which is the default, each of them
+-- - `introspection` how the resources of endpoints that tell of the server begin (`"/korv"`); false: there are none
 -- - `keepalive` seconds of silence after which a client is asked for a sign of life; after three times that it is given up (60; 0: never)
 -- @function korv.server
 -- @treturn ?Server nil where a key cannot be used
@@ -148,12 +168,7 @@ end
 -- @treturn ?string name, such as `EPERM`
 local function new(options)
   check.check("korv.server", options, OPTIONS, 2)
-  if options.revoke and options.revoke ~= "close" and options.revoke ~= "keep" then
-    error(("korv.server: revoke must be 'close' or 'keep', not '%s'"):format(options.revoke), 2)
-  end
-  if options.ciphers and options.ciphers ~= "modern" and options.ciphers ~= "compatible" then
-    error(("korv.server: ciphers must be 'modern' or 'compatible', not '%s'"):format(options.ciphers), 2)
-  end
+  check_choices(options, 3)
   local credential, message, name = credentials {
     host_keys = options.host_keys or { "ssh_host_ed25519_key" }, passphrase = options.passphrase,
     authorized_client_keys = options.authorized_client_keys or "authorized_keys",
@@ -219,13 +234,19 @@ function Server:prepare(number, done)
   end)
 end
 
+-- What answers the requests of a generation: its app, which tells of the server as well.
+local function handler_of(server, loaded)
+  introspection.add(loaded.app, server)
+  return with_codec(server.options.json, loaded.app:handler(core.deadline))
+end
+
 --- Has a generation that was prepared answer every request from now on. Those under way end in the one that they began in.
 -- @tparam table loaded
 function Server:commit(loaded)
   local last = self.generation
   self.generation, self.generations[loaded.number] = loaded, loaded
   if last.stop then last:stop() end
-  self.core:handle(with_codec(self.options.json, loaded.app:handler(core.deadline)), loaded.number)
+  self.core:handle(handler_of(self, loaded), loaded.number)
   loaded:start()
   watch_tried(self, nil)
 end
@@ -245,8 +266,9 @@ local function reload_alone(server, done)
       log.error("not reloaded, generation %d goes on: %s", server.generation.number, message)
       return done(nil, message)
     end
+    local count = #loaded.app.routes:entries()
     server:commit(loaded)
-    log.info("reloaded: generation %d, endpoints: %d", loaded.number, #loaded.app.routes:entries())
+    log.info("reloaded: generation %d, endpoints: %d", loaded.number, count)
     done(true)
   end)
 end
@@ -348,20 +370,13 @@ local function ended(server)
   end
 end
 
--- What a person has typed, by ssh HOST COMMAND or at a terminal: who answers it.
-local function converse(caller, peer, command, terminal)
-  caller:write("not yet\r\n", true)
-  caller:finish(64)
-  return {}
-end
-
 local function core_options(server, sockets)
   local options = {
     sockets = sockets, keys = server.credentials.list, request = Request, generation = server.generation.number,
     authorize = function(_, _, ...) return server.credentials:peer(...) end,
-    converse = converse, ways = server.options.ways, closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
+    closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
-    handler = with_codec(server.options.json, server.generation.app:handler(core.deadline)),
+    converse = typed(server), handler = handler_of(server, server.generation),
   }
   for name in pairs(OPTIONS) do
     if options[name] == nil then options[name] = server.options[name] end

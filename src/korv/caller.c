@@ -26,8 +26,13 @@ static bool push_handler(channel *c, const char *name) {
   return false;
 }
 
+/* Calls what push_handler pushed. A handler that failed would leave whoever sits there waiting for ever. */
+static void call(channel *c, int nargs, const char *name) {
+  if (!hub_call(c->server->hub, nargs, 0, name) && c->net) net_channel_abort(c->net);
+}
+
 static void tell(channel *c, const char *name) {
-  if (push_handler(c, name)) hub_call(c->server->hub, 0, 0, name);
+  if (push_handler(c, name)) call(c, 0, name);
 }
 
 /* answer(id, code, body, more): id and body are JSON text. */
@@ -45,7 +50,7 @@ bool caller_answer(answer *a, lua_State *L, host_json_error *err) {
     lua_pushinteger(h->L, a->code);
     lua_pushlstring(h->L, wire_buf_at(draft), draft->len);
     lua_pushboolean(h->L, a->more);
-    hub_call(h, 4, 0, "answer");
+    call(c, 4, "answer");
   }
   wire_buf_consume(draft, draft->len);
   return true;
@@ -58,13 +63,13 @@ bool caller_readable(channel *c) {
   if (in->len && push_handler(c, "data")) {
     lua_pushlstring(L, wire_buf_at(in), in->len);
     wire_buf_consume(in, in->len);
-    hub_call(c->server->hub, 1, 0, "data");
+    call(c, 1, "data");
   }
   if (!net_channel_ended(c->net) || c->ended || net_channel_closing(c->net) || net_channel_in(c->net)->len) return false;
   c->ended = true;
   if (!push_handler(c, "data")) return false;
   lua_pushnil(L);
-  hub_call(c->server->hub, 1, 0, "data");
+  call(c, 1, "data");
   return false;
 }
 
@@ -75,7 +80,7 @@ void caller_nudged(channel *c) {
   if (!t || net_channel_closing(c->net) || !push_handler(c, "resized")) return;
   lua_pushinteger(c->server->hub->L, t->columns);
   lua_pushinteger(c->server->hub->L, t->rows);
-  hub_call(c->server->hub, 2, 0, "resized");
+  call(c, 2, "resized");
 }
 
 void caller_drained(channel *c) { tell(c, "drained"); }
@@ -111,7 +116,7 @@ static void push_terminal(lua_State *L, const net_terminal *t) {
   lua_setfield(L, -2, "no_color");
 }
 
-/* converse(caller, peer, command | nil, terminal | nil) -> its handlers */
+/* converse(caller, peer, command | nil, terminal | nil) -> its handlers, of which `opened` is called next */
 static int open_protected(lua_State *L) {
   channel *c = lua_touserdata(L, 1);
   lua_rawgeti(L, LUA_REGISTRYINDEX, c->server->converse);
@@ -135,7 +140,12 @@ void caller_open(channel *c) {
   net_channel_pause(c->net, true);
   lua_pushcfunction(L, open_protected);
   lua_pushlightuserdata(L, c);
-  if (!hub_call(c->server->hub, 1, 0, "converse")) net_channel_abort(c->net);
+  if (!hub_call(c->server->hub, 1, 0, "converse")) {
+    net_channel_abort(c->net);
+    return;
+  }
+  tell(c, "opened");
+  channel_finish_if_done(c); /* a drain that began before it opened has not told it */
 }
 
 static void part(lua_State *L, channel *c) {

@@ -271,7 +271,7 @@ static void begin(channel *c, lua_State *L, const host_json_field *f, double tim
   lua_rotate(L, -2, 1);
   lua_xmove(L, host_task_state(r->task), 3); /* the request, which stays below for after_return; the handler; its argument */
   c->in_flight++;
-  if (host_task_running(s->hub->host)) /* a caller asks from within a task */
+  if (!c->reader) /* a caller asks, out of Lua: what the endpoint computes is not that code's to answer for */
     host_task_queue(s->hub->host, r->task, 1);
   else
     host_task_begin(s->hub->host, r->task, L, 1);
