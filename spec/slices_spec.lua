@@ -95,6 +95,17 @@ describe("a function in slices", function()
     assert.is_true(of_task > 20, of_task .. " turns")
   end)
 
+  it("gives way at the next line of a chosen source, where what it calls is what computes", function()
+    local own = { [debug.getinfo(1, "S").source] = true }
+    local foreign = load("local begin = os.clock() while os.clock() - begin < 0.005 do end", "=foreign")
+    local of_task = turns_while(function()
+      for _ = 1, 40 do
+        foreign()
+      end
+    end, own)
+    assert.is_true(of_task >= 30, of_task .. " turns")
+  end)
+
   it("goes on where Lua cannot suspend it, and in coroutines of its own", function()
     local of_task, _, results = turns_while(function()
       table.sort({ 1, 2 }, function()

@@ -127,7 +127,7 @@ typedef struct host_slices {
   int line;       /* where it gave way last; 0: it has not yet */
 } host_slices;
 
-/* From now on the task gives way about every millisecond while it runs functions whose source, as in lua_Debug, is a key of the table
+/* From now on the task gives way about every 50 µs while it runs functions whose source, as in lua_Debug, is a key of the table
  * on top of L (popped; nil: any function). To be ended when the task is done, at the latest from its host_task_done. Raises for want of
  * memory. */
 void host_slices_begin(host_slices *s, host *h, const host_task *t, lua_State *L);

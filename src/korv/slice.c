@@ -95,7 +95,7 @@ static void begin(lua_State *L, job *j) {
   hub_poke(h);
 }
 
-/* slices(fn, seconds, done [, sources]) -> job: runs fn in a task that gives way about every millisecond, where the source of the function
+/* slices(fn, seconds, done [, sources]) -> job: runs fn in a task that gives way about every 50 µs, where the source of the function
  * that runs is a key of sources. done(true, …) with what it returned, done(false, error, traceback), or done(false, message) where it took
  * more seconds or was cancelled. */
 static int slices(lua_State *L) {
