@@ -152,8 +152,8 @@ for _, workers in ipairs { 1, 2 } do
         assert.is_nil(began[name], name .. " was begun and got no answer")
         assert.equal("EOF", why)
       end
-      assert.is_true(answered >= 500)
-      assert.is_true(turned_away > 0)
+      assert.is_true(answered >= 500, answered)
+      assert.is_true(turned_away > 0, "no 503")
     end)
 
     it("refuses what is new on a busy channel with 503, and new connections; idle channels are closed at once", function()
@@ -209,7 +209,7 @@ for _, workers in ipairs { 1, 2 } do
       server:wait()
       assert.is_true((uv.hrtime() - began) / 1e9 < 3 * support.patience)
       serving.await(server, "answers", function() return outcomes.long and stream_end end)
-      assert.equal(503, outcomes.long.code)
+      assert.equal(503, outcomes.long.code, outcomes.long.message)
       assert.matches("503", stream_end[1])
       assert.equal("ESTATUS", stream_end[2])
       assert.equal(0, server.code)

@@ -159,6 +159,7 @@ end
 
 local function on_closed(self, name, message)
   self.lost = { message = message, name = name }
+  if self.transport then self.former[self.transport] = true end
   self.transport, self.channel = nil, nil
   if self.opened then return self.opened(nil, message, name) end
   local again = sort_out(self, name, message)
@@ -364,6 +365,7 @@ function Client:close()
   self.ended = true
   self.lost = { message = "the client was closed", name = "ECLOSED" }
   if self.waiting then self.waiting:stop() end
+  for transport in pairs(self.former) do transport:close() end
   if self.transport then
     self.transport:close()
   else
@@ -398,6 +400,7 @@ local function new(options)
   local self = setmetatable({
     options = options, timeout = options.timeout or TIMEOUT,
     calls = {}, queue = {}, live = {}, pending = 0, last_id = 0, due = math.huge,
+    former = setmetatable({}, { __mode = "k" }), -- connections that are over but for streams that end on them
   }, Client)
   local weak = setmetatable({ client = self }, { __mode = "v" })
   self.timer = core.timer(function()

@@ -457,7 +457,8 @@ local function at_end(server, done)
   end
 end
 
---- Leaves its sockets to another process that has them, too; it serves those who have connected as before.
+--- Leaves its sockets to another process that has them, too; it serves those who have connected as before. A drain after that
+-- leaves to the other process, too, what it has not read yet: it answers no 503, and a client with `reconnect` asks again.
 function Server:leave_sockets()
   if self.core then self.core:leave_sockets() end
 end

@@ -381,6 +381,7 @@ end
 
 --- Leaves its sockets to another process that has them, too. What it has accepted it hands over yet.
 function Supervisor:leave_sockets()
+  self.replaced = true
   for _, listener in ipairs(self.listeners) do
     local tcp = listener.waiting and take_from(listener)
     if tcp then self.returned[#self.returned + 1] = tcp end
@@ -398,7 +399,7 @@ function Supervisor:drain(seconds, done)
   stop_listening(self)
   for _, worker in ipairs(self.workers) do
     if worker.state ~= "ready" and worker.state ~= "lost" then worker:kill() end
-    worker:send { kind = "drain", seconds = seconds }
+    worker:send { kind = "drain", seconds = seconds, replaced = self.replaced }
   end
   start_timer(self, seconds + GRACE, false, function() kill_all(self) end)
   finish(self)

@@ -120,7 +120,10 @@ end
 
 function handlers.keys(self) self.server:reload_keys() end
 
-function handlers.drain(self, message) self:drain(message.seconds) end
+function handlers.drain(self, message)
+  if message.replaced then self.server:leave_sockets() end
+  self:drain(message.seconds)
+end
 
 function handlers.watch(self)
   if self.watches == false then return end

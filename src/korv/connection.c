@@ -14,6 +14,7 @@ typedef struct connection {
   net_session *session; /* NULL once it has ended */
   wire_limits in;
   host_json_limits json;
+  bool over;                 /* closed was called */
   int open, message, closed; /* Lua functions; message is the first channel's */
   int self;                  /* keeps the userdata while the session lives */
 } connection;
@@ -43,12 +44,34 @@ static void tell_message(const outlet *o, const wire_message *m) {
   }
 }
 
+static void tell_closed(connection *c, const char *name, const char *text) {
+  lua_State *L = c->hub->L;
+  if (c->over) return;
+  c->over = true;
+  lua_rawgeti(L, LUA_REGISTRYINDEX, c->closed);
+  lua_pushstring(L, name);
+  lua_pushstring(L, text);
+  hub_call(c->hub, 2, 0, "in a client");
+}
+
+/* The first channel's end is the connection's. But a server that is about to end finishes the streams on others: the session ends with
+ * the last of them. */
+static void part(connection *c, const char *name, const char *why) {
+  if (net_session_channels(c->session) > 1)
+    tell_closed(c, name, why);
+  else
+    net_session_close(c->session, name, why);
+}
+
 /* What can't be read any more costs a stream its channel, and the first channel, whose answers nobody could tell apart, the connection. */
 static void end(outlet *o, const char *name, const char *why) {
-  if (o->first)
-    net_session_close(o->connection->session, name, why);
-  else
-    net_channel_abort(o->net);
+  connection *c = o->connection;
+  if (o->first && !net_channel_ended(o->net)) {
+    net_session_close(c->session, name, why);
+    return;
+  }
+  net_channel_abort(o->net);
+  if (o->first) part(c, name, why);
 }
 
 static bool on_channel_readable(void *owner, net_channel *nc) {
@@ -132,8 +155,8 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   outlet *o = net_channel_data(nc);
   if (!o) return;
   o->net = NULL;
-  if (o->first && c->session) net_session_close(c->session, "EOF", "the server closed the channel");
   if (c->hub->dead) return;
+  if (o->first && c->session) part(c, "EOF", "the server closed the channel");
   lua_State *L = c->hub->L;
   if (!o->first) {
     lua_rawgeti(L, LUA_REGISTRYINDEX, o->closed);
@@ -141,6 +164,7 @@ static void on_channel_closed(void *owner, net_channel *nc) {
     lua_pushstring(L, why.name);
     lua_pushstring(L, why.text);
     hub_call(c->hub, 2, 0, "in a client");
+    if (c->over && c->session && net_session_channels(c->session) <= 1) net_session_close(c->session, "EOF", "the last stream has ended");
   }
   ref_drop(L, &o->self);
 }
@@ -150,12 +174,8 @@ static void on_session_closed(void *owner, net_session *s, const net_error *why)
   (void)s;
   c->session = NULL;
   if (c->hub->dead) return;
-  lua_State *L = c->hub->L;
-  lua_rawgeti(L, LUA_REGISTRYINDEX, c->closed);
-  lua_pushstring(L, why->name);
-  lua_pushstring(L, why->text);
-  hub_call(c->hub, 2, 0, "in a client");
-  ref_drop(L, &c->self);
+  tell_closed(c, why->name, why->text);
+  ref_drop(c->hub->L, &c->self);
 }
 
 static const net_events events = {

@@ -21,9 +21,10 @@ static int adopt(lua_State *L) {
   return 0;
 }
 
-/* server:leave_sockets(): no new connections; those that there are go on. */
+/* server:leave_sockets(): no new connections; those that there are go on until it drains, and then read no more. */
 static int leave_sockets(lua_State *L) {
   server *s = luaL_checkudata(L, 1, KORV_SERVER);
+  s->replaced = true;
   if (s->listener) net_listener_leave_sockets(s->listener);
   return 0;
 }

@@ -241,7 +241,7 @@ static bool read_one(channel *c, size_t *bytes) {
 static bool on_channel_readable(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
-  if (!c || c->ended) return false;
+  if (!c || c->ended || (c->server->draining && c->server->replaced)) return false;
   if (!c->reader) return caller_readable(c);
   wire_buf *in = net_channel_in(nc);
   size_t bytes = 0;

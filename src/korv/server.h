@@ -59,6 +59,7 @@ struct server {
   double timeout; /* of a request, in seconds; 0: none */
   uint64_t requests; /* ever */
   bool draining;  /* what runs may end, nothing begins */
+  bool replaced;  /* by another server: what is not read yet when this one drains is for that one */
   bool unused;    /* its listener and its sessions have gone */
   LIST_HEAD(, channel) channels;
   request_list spare;   /* to be used again */

@@ -73,6 +73,7 @@ static void report_session(net_session *s) {
     s->told_open = true;
     s->events->session_open(s->owner, s);
   }
+  if (s->opening && s->state == SESSION_OPEN) net_dial_step_channels(s); /* here: a write may have read the answer to the last step */
   bool again = false;
   net_channel *c, *next;
   for (c = TAILQ_FIRST(&s->channels); c && s->state == SESSION_OPEN; c = next) {

@@ -130,7 +130,6 @@ void net_session_pump(net_session *s) {
     if (s->counter.in_bytes - before != 4096) break; /* a short read: the socket is empty */
   }
   if (s->verified && s->state == SESSION_KEX) net_serve_logged_in(s);
-  if (s->opening) net_dial_step_channels(s);
   s->seen_bytes = s->counter.in_bytes;
   net_session_changed(s);
   net_session_written(s); /* a window may have grown, which no callback tells */
