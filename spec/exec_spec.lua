@@ -79,6 +79,12 @@ local function at_terminal(command, env)
   return process:wait()
 end
 
+-- Another client; see spec/peers/exec_peer.py.
+local function start_peer(at, task, command)
+  return support.start({ support.python, support.root .. "/spec/peers/exec_peer.py", task, tostring(at.port), support.key "client",
+    command }, { stdin = true })
+end
+
 local function appears(process, stream, text)
   pair.wait_for(function() return process[stream]:find(text, 1, true) end, function() return process:describe("does not say " .. text) end)
 end
@@ -272,6 +278,12 @@ describe("ssh HOST VERB RESOURCE [BODY]", function()
       pair.wait_for(is_left)
     end)
 
+    it("by a signal of SSH's", function()
+      local done = start_peer(server, "signal", "GET /forever"):wait()
+      assert.same({ status = 4, stdout = '"begun"\n', stderr = '499 {"message":"Cancelled"}\n' }, cjson.decode(done.stdout))
+      assert.equal(1, left)
+    end)
+
     it("by Ctrl-C before it has been asked", function()
       local process = start({ "-tt" }, "STORE /same")
       appears(process, "stderr", "Ctrl-D")
@@ -293,6 +305,18 @@ describe("ssh HOST VERB RESOURCE [BODY]", function()
       assert.truthy(waits.stderr:find('\n503 {"message":"The server is stopping"}\r\n', 1, true), waits.stderr)
       gates[1]()
       assert.same({ 0, '{"n":2}\n' }, { runs:wait().code, runs.stdout })
+    end)
+
+    it("a command that comes then is told 503, whether it would wait for its input or not", function()
+      for _, command in ipairs { "STORE /same", "GET /hello" } do
+        local stopping = new()
+        local late = start_peer(stopping, "late", command)
+        assert.equal("open", late:line())
+        stopping:drain(10)
+        late:write "go\n"
+        local told = cjson.decode(late:wait().stdout)
+        assert.same({ status = 5, stdout = "", stderr = '503 {"message":"The server is stopping"}\n' }, told)
+      end
     end)
   end)
 
