@@ -4,6 +4,7 @@
 local core = require "korv.core"
 local app = require "korv.app"
 local check = require "korv.options"
+local console = require "korv.console"
 local credentials = require "korv.credentials"
 local generation = require "korv.generation"
 local log = require "korv.log"
@@ -324,17 +325,21 @@ local function ended(server)
 end
 
 -- What a person has typed, by ssh HOST COMMAND or at a terminal: who answers it.
-local function converse(caller, peer, command, terminal)
-  caller:write("not yet\r\n", true)
-  caller:finish(64)
-  return {}
+local function converse(server)
+  return function(caller, peer, command, terminal)
+    if terminal and not command then return console.open(caller, peer, terminal, server) end
+    caller:write("not yet\r\n", true)
+    caller:finish(64)
+    return {}
+  end
 end
 
 local function core_options(server, sockets)
   local options = {
     sockets = sockets, keys = server.credentials.list, request = Request, generation = server.generation.number,
     authorize = function(_, _, ...) return server.credentials:peer(...) end,
-    converse = converse, ways = server.options.ways, closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
+    converse = converse(server), ways = server.options.ways, closed = closed(server), refused = refusals(server),
+    failed = failures(server), retired = retired(server), ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
     handler = with_codec(server.options.json, server.generation.app:handler(core.deadline)),
   }
