@@ -177,7 +177,6 @@ local function remove(self, from, to, keep)
   if keep then self.killed = self.text:sub(from, to - 1) end
   self.text = self.text:sub(1, from - 1) .. self.text:sub(to)
   self.at = from
-  if self.text == "" then self.overflown = false end
 end
 
 local function exchange(self)
@@ -288,6 +287,7 @@ end
 local function take(self, bytes, at)
   local behind, key, text, is_lossy = self.keys:next(bytes, at)
   local event = key and press(self, key)
+  if key and self.text == "" then self.overflown = false end
   if is_lossy then ring(self) end
   if text and text ~= "" then (self.sought and search_further or insert)(self, text) end
   if self.dumb or event == "interrupt" then self.at = #self.text + 1 end
@@ -298,7 +298,7 @@ end
 local function leave_line(self, event)
   if event == "interrupt" then return "^C" .. NEWLINE end
   if self.dumb or not (self.is_cut or self.text:find("\n", 1, true)) then return NEWLINE end
-  return "\r" .. self.prompt .. whole(self.text) .. "\27[K" .. NEWLINE
+  return "\r\27[K" .. self.prompt .. whole(self.text) .. NEWLINE
 end
 
 local function reset(self)
