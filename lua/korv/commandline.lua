@@ -75,7 +75,7 @@ local function has_colors(terminal) return not terminal.no_color and terminal.na
 local function for_people(self, body)
   local value = #body <= PRETTY_BYTES and json.decode(body)
   if value == nil or value == false then return escape.json(body) end
-  return escape.json(pretty(value, { colors = has_colors(self.terminal) }))
+  return pretty(value, { colors = has_colors(self.terminal) })
 end
 
 local function print_body(self, body)

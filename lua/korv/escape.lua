@@ -1,6 +1,8 @@
---- Text that others wrote, made safe to show: nothing in it begins a line of its own or steers a terminal. Knows nothing of where it is
--- shown.
+--- Text that others wrote, made safe to show: nothing in it begins a line of its own, steers a terminal or turns the order of what is shown
+-- around. Knows nothing of where it is shown.
 -- @module korv.escape
+
+local encode = require "korv.core".json.encode
 
 local escape = {}
 
@@ -13,7 +15,9 @@ local function character_escaped(character) return ("\\u%04x"):format(utf8.codep
 
 -- Apart from ASCII's control characters: those of U+0080 to U+009F, line separators and changes of direction.
 local function steering_escaped(text, escaped)
-  return text:gsub("\xC2[\x80-\x9F]", escaped):gsub("\xE2\x80[\xA8-\xAE]", escaped):gsub("\xE2\x81[\xA6-\xA9]", escaped)
+  if not text:find "[\xC2\xD8\xE2]" then return text end
+  return (text:gsub("\xC2[\x80-\x9F]", escaped):gsub("\xD8\x9C", escaped):gsub("\xE2\x80[\x8E\x8F\xA8-\xAE]", escaped)
+    :gsub("\xE2\x81[\xA6-\xA9]", escaped))
 end
 
 --- Makes UTF-8 of any text.
@@ -21,6 +25,16 @@ end
 -- @treturn string where it was none, its bytes that are not ASCII are written as `\xff`
 function escape.broken(text)
   return utf8.len(text) and text or (text:gsub("[\x80-\xFF]", bytes_escaped))
+end
+
+--- The beginning of a text, on the boundary of a character; how long it was is told where it is cut.
+-- @tparam string text
+-- @tparam int most bytes
+-- @treturn string
+function escape.cut(text, most)
+  if #text <= most then return text end
+  local head = text:sub(1, utf8.offset(text, 0, most + 1) - 1)
+  return ("%s… (%d bytes)"):format(head, #text)
 end
 
 --- Makes one line of any text.
@@ -38,5 +52,10 @@ function escape.json(text)
   text = steering_escaped(text, character_escaped)
   return (text:gsub("\127", "\\u007f"))
 end
+
+--- Makes a JSON string of any text; what is no UTF-8 is in it as in a line.
+-- @tparam string text
+-- @treturn string
+function escape.quote(text) return escape.json(encode(escape.broken(text))) end
 
 return escape

@@ -17,7 +17,7 @@ log.context(core.request_id)
 
 local korv = {
   --- The version of this module.
-  version = "0.3.0",
+  version = require "korv.version",
 
   --- Makes a server; see `korv.server`.
   -- @function server

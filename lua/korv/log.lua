@@ -14,7 +14,7 @@ local LEVELS = { debug = 1, info = 2, warn = 3, error = 4 }
 local MESSAGE_BYTES = 16384 -- more is cut off
 local ID_BYTES = 64
 
-local encode, now = core.json.encode, core.log_time
+local now = core.log_time
 local find = string.find
 
 local write = core.log_write
@@ -28,24 +28,17 @@ local is_json, worker_text, peer_texts
 local access_begin, access_end -- nil: to be made
 local access_generation
 
--- Text that is safe ----------------------------------------------------------------------------------------------------------------------
+-- Words --------------------------------------------------------------------------------------------------------------------------------
 
-local function cut(text, most)
-  if #text <= most then return text end
-  local head = text:sub(1, utf8.offset(text, 0, most + 1) - 1)
-  return ("%s… (%d bytes)"):format(head, #text)
-end
+local cut, one_line, quote = escape.cut, escape.line, escape.quote
 
--- A JSON string; what is no UTF-8 is in it as in a line of text.
-local function quote(text) return escape.json(encode(escape.broken(text))) end
-
-local function safe(text) return escape.line(cut(text, MESSAGE_BYTES)) end
+local function shown(text) return one_line(cut(text, MESSAGE_BYTES)) end
 
 -- A word of a line of text: without spaces, so that nothing in it passes for another word.
 local function word(text)
   if type(text) ~= "string" or text == "" then return "-" end
   if #text <= MESSAGE_BYTES and not find(text, "[^!-~]") then return text end
-  return (safe(text):gsub(" ", "\\x20"))
+  return (shown(text):gsub(" ", "\\x20"))
 end
 
 -- Lines ----------------------------------------------------------------------------------------------------------------------------------
@@ -63,7 +56,7 @@ local function line_of(level, message, id)
     return ('{"time":"%s","level":"%s","message":%s%s%s}'):format(now(), level, quote(cut(message, MESSAGE_BYTES)),
       id and ',"request":' .. id_json(id) or "", worker_text)
   end
-  return ("%s %s%s%s %s"):format(now(), level, worker_text, id and " [" .. id_text(id) .. "]" or "", safe(message))
+  return ("%s %s%s%s %s"):format(now(), level, worker_text, id and " [" .. id_text(id) .. "]" or "", shown(message))
 end
 
 local function emit(level, format, ...)
@@ -85,7 +78,7 @@ local function peer_json(peer)
 end
 
 local function peer_words(peer)
-  local name = peer.name and peer.name ~= "" and safe(peer.name) or "-"
+  local name = peer.name and peer.name ~= "" and shown(peer.name) or "-"
   return ("%s %s %s"):format(name, word(peer.fingerprint), word(peer.address))
 end
 

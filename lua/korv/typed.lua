@@ -2,12 +2,7 @@
 -- @module korv.typed
 
 local commandline = require "korv.commandline"
-
-local function no_console(caller)
-  caller:write("korv: there is no console here; `ssh HOST help` says what there is\r\n", true)
-  caller:finish(commandline.USAGE)
-  return {}
-end
+local console = require "korv.console"
 
 --- Makes what the core asks when such a channel opens.
 -- @tparam table server
@@ -15,6 +10,6 @@ end
 return function(server)
   return function(caller, peer, command, terminal)
     if command then return commandline.open(caller, peer, command, terminal, server) end
-    return no_console(caller)
+    return console.open(caller, peer, terminal, server)
   end
 end

@@ -190,7 +190,7 @@ static int message(lua_State *L) {
   return 1;
 }
 
-/* caller:write(bytes [, to_stderr]) */
+/* caller:write(bytes [, to_stderr]): false: so much waits to be read that more should wait for the handler `drained`. */
 static int write_(lua_State *L) {
   net_channel *nc = outlet(L);
   size_t len;
@@ -202,7 +202,8 @@ static int write_(lua_State *L) {
   else
     net_channel_commit(nc, false);
   hub_poke(hub_get(L));
-  return 0;
+  lua_pushboolean(L, !channel_is_clogged(check(L)->channel));
+  return 1;
 }
 
 /* caller:read(whether): input comes to the handler `data`; none does at first. */

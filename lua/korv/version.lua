@@ -1,0 +1,3 @@
+--- korv's version.
+-- @module korv.version
+return "0.3.0"
