@@ -239,7 +239,7 @@ local function reload_alone(server, done)
       return done(nil, message)
     end
     server:commit(loaded)
-    log.info("reloaded: generation %d, endpoints: %d", loaded.number, #loaded.app.routes:entries())
+    log.info("reloaded: generation %d, endpoints: %d", loaded.number, #loaded.app.routes:all())
     done(true)
   end)
 end
