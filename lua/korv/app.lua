@@ -184,7 +184,7 @@ end
 -- @treturn ?boolean true
 -- @treturn ?string message
 function App:verify()
-  if #self.routes:entries() == 0 then return nil, "no endpoint is registered: a script's function calls app:get and the like" end
+  if #self.routes:all() == 0 then return nil, "no endpoint is registered: a script's function calls app:get and the like" end
   for _, check in ipairs(self.checks) do
     local ok, message = agreed(check(self))
     if not ok then return nil, ("%s: app:check refused: %s"):format(router.where(check), message) end
@@ -267,7 +267,7 @@ end
 function App:handler(deadline)
   self.frozen = true
   local literals, runs = {}, {}
-  for _, entry in ipairs(self.routes:entries()) do
+  for _, entry in ipairs(self.routes:all()) do
     local run = guarded(bounded(compose(self.middleware, entry.endpoint), entry, deadline), entry)
     entry.middleware = #self.middleware > 0
     runs[entry] = run

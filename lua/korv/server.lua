@@ -266,7 +266,7 @@ local function reload_alone(server, done)
       log.error("not reloaded, generation %d goes on: %s", server.generation.number, message)
       return done(nil, message)
     end
-    local count = #loaded.app.routes:entries()
+    local count = #loaded.app.routes:all()
     server:commit(loaded)
     log.info("reloaded: generation %d, endpoints: %d", loaded.number, count)
     done(true)
