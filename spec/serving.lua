@@ -69,8 +69,9 @@ end
 -- @tparam table options as for `start`
 function serving.argv(options)
   local argv = append(words(os.getenv "KORV_WRAP" or ""), options.before)
-  append(argv, { "lua5.4", support.root .. "/spec/peers/quick_korv.lua", "serve", "--host", "127.0.0.1",
-    "--port", tostring(options.port or 0), "--host-key", options.host_key or support.key "host", "--authorized-keys", support.authorized_keys "client", "--no-watch" })
+  append(argv, { "lua5.4", support.root .. "/spec/peers/quick_korv.lua", "serve", "--host", "127.0.0.1", "--no-watch",
+    "--port", tostring(options.port or 0), "--host-key", options.host_key or support.key "host",
+    "--authorized-keys", support.authorized_keys "client" })
   if options.workers then append(argv, { "--workers", tostring(options.workers) }) end
   append(argv, options.arguments)
   return append(argv, { options.script or support.root .. "/spec/data/serving.lua" })
@@ -126,6 +127,7 @@ function Server:upgrade(pid)
   local next_pid = tonumber(started())
   pids[#pids + 1] = next_pid
   self:ready()
+  self:logged("the next server %(process " .. next_pid .. "%) is ready")
   return next_pid
 end
 
@@ -153,10 +155,10 @@ function Server:ask(resource)
   return response.body, response.code
 end
 
---- Runs functions in coroutines beside each other until all have returned; what one raised is raised.
+--- Begins functions in coroutines beside each other.
 -- @tparam {function,...} list
--- @number[opt] seconds
-function serving.together(list, seconds)
+-- @treturn function that waits until all have returned, for so many seconds at most; what one raised is raised
+function serving.begin(list)
   local left, problem = #list, nil
   for _, fn in ipairs(list) do
     korv.spawn(function()
@@ -165,10 +167,17 @@ function serving.together(list, seconds)
       left = left - 1
     end)
   end
-  local over = support.wait_for(function() return left == 0 or problem end, seconds or 30)
-  if problem then error(problem, 0) end
-  if not over then error(("%d of %d have not ended"):format(left, #list), 2) end
+  return function(seconds)
+    local over = support.wait_for(function() return left == 0 or problem end, seconds or 30)
+    if problem then error(problem, 0) end
+    if not over then error(("%d of %d have not ended"):format(left, #list), 2) end
+  end
 end
+
+--- Runs functions in coroutines beside each other until all have returned.
+-- @tparam {function,...} list
+-- @number[opt] seconds
+function serving.together(list, seconds) serving.begin(list)(seconds) end
 
 --- Ends everything. To be called after each spec that starts a server.
 function serving.finish()

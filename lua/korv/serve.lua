@@ -60,8 +60,7 @@ local function serve_alone(options)
   if not message then server, message = load(options) end
   if server then listening, message = server:listen(sockets) end
   if not listening then return FAILED, message end
-  announce(server, options.host, server.port)
-  server:run()
+  server:run { drain = options.drain, announce = function() announce(server, options.host, server.port) end }
   return 0
 end
 
@@ -97,8 +96,8 @@ local function serve_with_workers(options)
   local info
   info, message = start_workers(parent)
   if not info then return FAILED, message end
-  announce(info, options.host, core.socket_port(sockets[1]))
-  service.run(parent, { drain = options.drain })
+  local port = core.socket_port(sockets[1])
+  service.run(parent, { drain = options.drain, announce = function() announce(info, options.host, port) end })
   return 0
 end
 
