@@ -374,7 +374,7 @@ end)
 -- The reference --------------------------------------------------------------------------------------------------------------------
 
 -- The modules that users meet, beside korv itself.
-local PUBLIC = { server = true, client = true, app = true, task = true, exec = true, log = true }
+local PUBLIC = { server = true, client = true, app = true, task = true, exec = true, log = true, test = true }
 
 describe("the reference", function()
   local function page(name) return assert(support.read(support.path("korv/build/docs/" .. name .. ".html"))) end
@@ -399,8 +399,8 @@ describe("the reference", function()
     end
   end)
 
-  it("tells of every option of a server and a client", function()
-    for _, module in ipairs { "server", "client" } do
+  it("tells of every option of a server, a client and a test", function()
+    for _, module in ipairs { "server", "client", "test" } do
       local html = page("modules/korv." .. module):gsub('<a href="[^"]*">([^<]*)</a>', "<code>%1</code>") -- a name that is also a link
       local list = read("lua/korv/" .. module .. ".lua"):match "\nlocal OPTIONS = (%b{})"
       for option in list:gmatch "([%l_]+) = " do

@@ -7,6 +7,7 @@ local check = require "korv.options"
 local credentials = require "korv.credentials"
 local generation = require "korv.generation"
 local log = require "korv.log"
+local responder = require "korv.responder"
 local service = require "korv.service"
 local task = require "korv.task"
 local uv = require "luv"
@@ -27,16 +28,6 @@ local OPTIONS = {
 }
 
 local LAST_WORDS = 1 -- seconds for the answers to what a drain has cancelled
-
--- A request's table has `params` and `query` without anybody having made them, and `request:send`.
-local Request = {}
-function Request.__index(request, field)
-  if field == "send" then return core.send end
-  if field ~= "params" and field ~= "query" then return nil end
-  local empty = {}
-  rawset(request, field, empty)
-  return empty
-end
 
 local function closed(server)
   return function(peer, address, name, reason)
@@ -72,26 +63,6 @@ local function refusals(server)
   end
 end
 
--- What the core asks when an endpoint did not bring an answer.
-local function failures(server)
-  local handlers = {}
-  function handlers.error(err, traceback)
-    local code, body = app.failure(err, traceback, { tracebacks = server.tracebacks })
-    if server.tracebacks and not app.aborted(err) then log.error("an endpoint failed: %s\n%s", body.message, body.traceback) end
-    return code, body
-  end
-  function handlers.result(request, code, body)
-    local message = app.invalid_result(server.generation.app:entry(request), request, code, body)
-    log.error("%s", message)
-    return 500, { message = message }
-  end
-  function handlers.body(message)
-    log.error("an endpoint's body cannot be sent: %s", message)
-    return 500, { message = message }
-  end
-  return function(kind, ...) return handlers[kind](...) end
-end
-
 -- The access lines. What is no request, and was refused, has none.
 local function access_lines()
   local tell = rarely(function(count, peer, code)
@@ -101,17 +72,6 @@ local function access_lines()
   return function(request, peer, code, ms, bytes, number)
     if not request then return tell(peer, code) end
     log.access(peer or request.peer, request.verb, request.resource, code, ms, bytes, number)
-  end
-end
-
--- An app may choose another codec: the body is then a string of JSON on the way through the core.
-local function with_codec(json, handler)
-  if not json then return handler end
-  return function(request)
-    if request.body ~= nil then request.body = json.decode(core.json.encode(request.body)) end
-    local code, body = handler(request)
-    if body ~= nil then body = core.json.decode(json.encode(body)) end
-    return code, body
   end
 end
 
@@ -211,7 +171,7 @@ function Server:commit(loaded)
   local last = self.generation
   self.generation, self.generations[loaded.number] = loaded, loaded
   if last.stop then last:stop() end
-  self.core:handle(with_codec(self.options.json, loaded.app:handler(core.deadline)), loaded.number)
+  self.core:handle(responder.handler(loaded.app, self.options.json), loaded.number)
   loaded:start()
   if self.on_watched then self.on_watched() end
 end
@@ -332,11 +292,12 @@ end
 
 local function core_options(server, sockets)
   local options = {
-    sockets = sockets, keys = server.credentials.list, request = Request, generation = server.generation.number,
+    sockets = sockets, keys = server.credentials.list, request = responder.Request, generation = server.generation.number,
     authorize = function(_, _, ...) return server.credentials:peer(...) end,
-    converse = converse, ways = server.options.ways, closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
+    converse = converse, ways = server.options.ways, closed = closed(server), refused = refusals(server),
+    failed = responder.failures(server), retired = retired(server), ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
-    handler = with_codec(server.options.json, server.generation.app:handler(core.deadline)),
+    handler = responder.handler(server.generation.app, server.options.json),
   }
   for name in pairs(OPTIONS) do
     if options[name] == nil then options[name] = server.options[name] end
