@@ -43,7 +43,8 @@ local MODULES = {
   worker = { "core", "ipc", "log", "watch" },
   init = { "core", "app", "every", "log", "task", "server", "client", "exec", "test" },
   serve = { "core", "init", "log", "service", "supervisor", "worker" },
-  command = { "init", "pretty", "serve" },
+  keygen = { "core", "identity" },
+  command = { "core", "init", "keygen", "pretty", "serve" },
 }
 
 local function files(folder, pattern)

@@ -1,8 +1,9 @@
-/* core.dup_cloexec: a file descriptor's second number. luv has no dup, and two of its handles must not share one number. Knows not what
- * is behind a descriptor. */
+/* core.dup_cloexec: a file descriptor's second number. luv has no dup, and two of its handles must not share one number. core.hung_up: a
+ * look at its other end. Knows not what is behind a descriptor. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 
 #include "korv/korv.h"
 
@@ -19,7 +20,17 @@ static int dup_cloexec(lua_State *L) {
   return 1;
 }
 
+/* hung_up(fd) -> boolean: whether nobody reads any more what is written there. A look, which changes nothing for those who share it, as
+ * to poll it on the loop would. */
+static int hung_up(lua_State *L) {
+  struct pollfd at = {.fd = (int)luaL_checkinteger(L, 1)};
+  lua_pushboolean(L, poll(&at, 1, 0) > 0 && at.revents & (POLLERR | POLLHUP));
+  return 1;
+}
+
 void fd_open(lua_State *L) {
   lua_pushcfunction(L, dup_cloexec);
   lua_setfield(L, -2, "dup_cloexec");
+  lua_pushcfunction(L, hung_up);
+  lua_setfield(L, -2, "hung_up");
 }
