@@ -406,6 +406,15 @@ describe("korv.test", function()
     end)
   end)
 
+  it("is what docs/endpoints.md says of it", function()
+    local section = support.read(support.root .. "/docs/endpoints.md"):match "\n## Testing\n(.-)\n## "
+    for name, text in section:gmatch "```lua\n%-%- (%S+)\n(.-)```" do support.write(name, text) end
+    local done = support.run({ "env", "-C", support.path "", "lua5.4", "/usr/bin/busted", "users_spec.lua" },
+      { env = { LUA_PATH = package.path:gsub("%./", support.root .. "/"), LUA_CPATH = package.cpath:gsub("%./", support.root .. "/") } })
+    assert.equal(0, done.code, done.stdout .. done.stderr)
+    assert.matches("3 successes / 0 failures / 0 errors", done.stdout)
+  end)
+
   it("names what it was misused with", function()
     local t = test(function(app) app:get("/x", print) end)
     for pattern, fn in pairs {
