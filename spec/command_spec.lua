@@ -1,4 +1,4 @@
---- The command: korv serve and korv call, with what they say and the exit status that they end with.
+--- The command: korv serve, call, stream and describe, with what they say and the exit status that they end with.
 
 local korv = require "korv"
 local support = require "spec.support"
@@ -10,6 +10,30 @@ return function(app)
   app:get("/hello", function() return 200, { msg = "Hello World!", list = korv.array { 1, korv.array {}, {} } } end)
   app:get("/login", function(request) return 200, request.peer.login end)
   app:get("/wait", function() korv.sleep(60) return 200 end)
+  local waiting = "nobody waits"
+  app:get("/waiting", function() return 200, waiting end)
+  for resource, pause in pairs { ["/ticking"] = 0.01, ["/quiet"] = 60 } do
+    app:get(resource, function(request)
+      local ended <close> = setmetatable({}, { __close = function() waiting = "nobody waits" end })
+      waiting = resource
+      for i = 1, math.huge do
+        request:send { i }
+        korv.sleep(pause)
+      end
+    end)
+  end
+  app:get("/some", function(request)
+    for i = 1, tonumber(request.query.n) do request:send(i) end
+    korv.sleep(tonumber(request.query.sleep) or 0)
+    return math.tointeger(tonumber(request.query.code or 200)), request.query.last
+  end)
+  app:get("/korv/endpoints", function()
+    local of_user = { verb = "GET", resource = "/users/:näme", doc = "Tells of a\27[31m user,\nwhoever." }
+    return 200, { of_user, { verb = "DELETE", resource = "/x" } }
+  end)
+  app:get("/odd/endpoints", function() return 200, { 1 } end)
+  app:get("/none/endpoints", function() return 200, korv.array {} end)
+  app:get("/barred/endpoints", function() return 403, { message = "not for you" } end)
   app:get("/code/:code", function(request) return math.tointeger(tonumber(request.params.code)), { code = request.params.code } end)
   for _, verb in ipairs { "GET", "STORE", "UPDATE", "DELETE" } do
     app:add_callback(verb, "/echo", function(request) return 200, request.body end)
@@ -67,9 +91,12 @@ describe("korv", function()
   teardown(support.finish)
 
   for arguments, parts in pairs {
-    ["--help"] = { "Usage: korv ", "serve", "call" },
+    ["--help"] = { "Usage: korv ", "serve", "call", "stream", "describe", "keygen", "Examples:" },
     ["serve --help"] = { "Usage: korv serve ", "--host ADDR", "--port N", "--host-key FILE", "--authorized-keys FILE", "authorized_keys" },
     ["call --help"] = { "Usage: korv call ", "-i KEY", "--known-hosts FILE", "--accept-new", "--ssh", "--timeout S", "BODY" },
+    ["stream --help"] = { "Usage: korv stream ", "-i KEY", "--ssh", "--timeout S", "BODY", "| head", "Examples:" },
+    ["describe --help"] = { "Usage: korv describe ", "-i KEY", "--json", "--prefix RESOURCE", "/korv", "Examples:" },
+    ["keygen --help"] = { "Usage: korv keygen ", "-C TEXT", "FILE", "Examples:" },
     ["--version"] = { "korv " .. korv.version },
   } do
     it(arguments .. " tells it on stdout and ends with 0", function()
@@ -81,18 +108,24 @@ describe("korv", function()
     end)
   end
 
-  for arguments, part in pairs {
-    ["serve --prot 1 x.lua"] = "--prot", ["call --acept-new h GET /"] = "--acept-new", ["start"] = "start", [""] = "command",
-    ["call localhost GET"] = "resource", ["serve"] = "script", ["serve --port http x.lua"] = "--port",
-    ["call --timeout soon localhost GET /"] = "--timeout",
+  for arguments, parts in pairs {
+    ["serve --prot 1 x.lua"] = { "--prot", "did you mean '--port'? See korv serve --help" },
+    ["call --acept-new h GET /"] = { "--acept-new", "did you mean '--accept-new'? See korv call --help" },
+    ["sreve"] = { "sreve", "did you mean 'serve'", "serve, call, stream, describe, keygen; see korv --help" },
+    [""] = { "command", "serve, call, stream, describe, keygen; see korv --help" },
+    ["call localhost GET"] = { "RESOURCE", "see korv call --help" },
+    ["stream localhost GET"] = { "RESOURCE", "see korv stream --help" },
+    ["serve"] = { "SCRIPT", "see korv serve --help" },
+    ["describe"] = { "HOST", "see korv describe --help" },
+    ["describe --prefix x localhost"] = { "--prefix", "such as /korv", "see korv describe --help" },
+    ["keygen a b"] = { "too many arguments", "see korv keygen --help" },
+    ["serve --port http x.lua"] = { "--port", "see korv serve --help" },
+    ["call --timeout soon localhost GET /"] = { "--timeout", "see korv call --help" },
   } do
-    it(("refuses the arguments %q, names what is wrong and points to --help"):format(arguments), function()
+    it(("refuses the arguments %q, names what is wrong and what to do"):format(arguments), function()
       local argv = { support.korv }
       for word in arguments:gmatch "%S+" do argv[#argv + 1] = word end
-      local done = support.run(argv)
-      assert.same({ 64, "" }, { done.code, done.stdout })
-      assert.matches("^korv: ", done.stderr)
-      for _, wanted in ipairs { part, "--help" } do assert.is_truthy(done.stderr:find(wanted, 1, true), done.stderr) end
+      assert_complains(support.run(argv), 64, table.unpack(parts))
     end)
   end
 end)
@@ -453,5 +486,112 @@ describe("korv call", function()
     local done = call_bare("-i", support.key "client", "--known-hosts", path, "--accept-new", address(), "GET", "/hello")
     assert_complains(done, 1, "HAS CHANGED", path, support.fingerprint(server.host_key))
     assert.equal(line, support.read(path))
+  end)
+end)
+
+describe("korv stream", function()
+  local server
+
+  setup(function() server = serve(support.write("endpoints.lua", ENDPOINTS)) end)
+  teardown(support.finish)
+
+  local function argv(command, ...)
+    return { support.korv, command, "-i", support.key "client", "--known-hosts", support.known_hosts(server),
+      "127.0.0.1:" .. server.port, ... }
+  end
+
+  local function stream(...) return support.run(argv("stream", ...)) end
+
+  local function is_waiting(what) return support.run(argv("call", "GET", "/waiting")).stdout == ('"%s"\n'):format(what) end
+
+  it("prints an item a line, and the body at the end, if there is one", function()
+    local done = stream("GET", "/some?n=3")
+    assert.same({ 0, "1\n2\n3\n", "" }, { done.code, done.stdout, done.stderr })
+    done = stream("get", "/some?n=1&last=end")
+    assert.same({ 0, '1\n"end"\n', "" }, { done.code, done.stdout, done.stderr })
+    done = stream("STORE", "/echo", "-1")
+    assert.same({ 0, "-1\n", "" }, { done.code, done.stdout, done.stderr })
+  end)
+
+  it("prints them as they come", function()
+    local running = support.start(argv("stream", "GET", "/ticking"))
+    for i = 1, 3 do assert.equal(("[%d]"):format(i), running:line()) end
+    running:kill()
+  end)
+
+  it("ends as korv call does", function()
+    local done = stream("GET", "/some?n=1&code=503&last=busy")
+    assert.same({ 5, "1\n", '503 "busy"\n' }, { done.code, done.stdout, done.stderr })
+    done = stream("GET", "/nowhere")
+    assert.same({ 4, "", "404 null\n" }, { done.code, done.stdout, done.stderr })
+    done = stream("--timeout", "0.1", "GET", "/some?n=1&sleep=60")
+    assert.same({ 5, "1\n" }, { done.code, done.stdout })
+    assert.matches("^504 ", done.stderr)
+    assert_complains(stream("STORE", "/echo", "{"), 64, "not JSON")
+    assert_complains(support.run { support.korv, "stream", "-i", support.key "client", "127.0.0.1:1", "GET", "/" }, 1, "refused")
+  end)
+
+  -- The stream's output goes into a pipe, as in a shell.
+  for resource, lines in pairs { ["/ticking"] = 3, ["/quiet"] = 1 } do
+    it(("cancels %s where its reader has had enough"):format(resource), function()
+      local words = {}
+      for i, word in ipairs(argv("stream", "GET", resource)) do words[i] = "'" .. word .. "'" end
+      local running = support.start { "bash", "-c", ("%s | head -%d; echo ${PIPESTATUS[0]}"):format(table.concat(words, " "), lines) }
+      for i = 1, lines do assert.equal(("[%d]"):format(i), running:line()) end
+      running:wait(5)
+      assert.same({ "0\n", "" }, { running.stdout, running.stderr })
+      assert.is_true(support.wait_for(function() return is_waiting "nobody waits" end))
+    end)
+  end
+
+  for _, way in ipairs { {}, { "--ssh" } } do
+    it("cancels at Ctrl-C " .. table.concat(way), function()
+      local running = support.start(concat({ "setsid" }, argv("stream", "GET", "/quiet"), way))
+      assert.equal("[1]", running:line(), running.stderr)
+      assert.is_true(is_waiting "/quiet")
+      uv.kill(-running.pid, "sigint") -- a terminal signals all that run in its foreground
+      running:wait(5)
+      assert.equal(2, running.signal, running.stderr)
+      assert.is_true(support.wait_for(function() return is_waiting "nobody waits" end))
+    end)
+  end
+end)
+
+describe("korv describe", function()
+  local server
+
+  setup(function() server = serve(support.write("endpoints.lua", ENDPOINTS)) end)
+  teardown(support.finish)
+
+  local function describe_(...)
+    return support.run { support.korv, "describe", "-i", support.key "client", "--known-hosts", support.known_hosts(server),
+      "127.0.0.1:" .. server.port, ... }
+  end
+
+  it("prints verbs, resources and what they are for, in columns, with nothing that a terminal obeys", function()
+    local done = describe_()
+    assert.same({ 0, "GET     /users/:näme  Tells of a [31m user, whoever.\nDELETE  /x\n", "" }, { done.code, done.stdout, done.stderr })
+    done = describe_("--prefix", "/none/")
+    assert.same({ 0, "", "" }, { done.code, done.stdout, done.stderr })
+  end)
+
+  it("prints what the server answered with --json", function()
+    local done = describe_ "--json"
+    assert.same({ 0, "" }, { done.code, done.stderr })
+    assert.equal("DELETE", korv.json.decode(done.stdout)[2].verb)
+    assert.same({ 0, "[1]\n" }, { describe_("--json", "--prefix", "/odd").code, describe_("--json", "--prefix", "/odd").stdout })
+  end)
+
+  it("says so where a server does not describe itself", function()
+    assert_complains(describe_("--prefix", "/nowhere"), 4, "127.0.0.1:" .. server.port, "GET /nowhere/endpoints", "--prefix")
+    assert_complains(describe_("--prefix", "/odd"), 1, "GET /odd/endpoints", "--json")
+    local done = describe_("--prefix", "/barred")
+    assert.same({ 4, "", '403 {"message":"not for you"}\n' }, { done.code, done.stdout, done.stderr })
+  end)
+
+  it("says so of the first korv's server, in Python", function()
+    local python = support.serve_python()
+    assert_complains(support.run { support.korv, "describe", "-i", support.key "client", "--known-hosts", support.known_hosts(python),
+      "127.0.0.1:" .. python.port }, 4, "GET /korv/endpoints", "another korv")
   end)
 end)

@@ -307,7 +307,7 @@ describe("the documents", function()
 
   setup(function()
     help = ""
-    for _, command in ipairs { "", "serve", "call" } do
+    for _, command in ipairs { "", "serve", "call", "stream", "describe", "keygen" } do
       local words = { support.korv }
       if command ~= "" then words[2] = command end
       words[#words + 1] = "--help"
@@ -373,10 +373,88 @@ describe("the documents", function()
   end)
 end)
 
+-- The manual page --------------------------------------------------------------------------------------------------------------------
+
+-- Its sections of commands: what each says of options, as in -i KEY, --identity KEY.
+local function manual_commands(page)
+  local commands, current = {}, nil
+  for line in page:gmatch "[^\n]+" do
+    local name = line:match "^%.Ss korv (%l+)$"
+    if line:find "^%.S[sh]" then current = nil end
+    if name then
+      current = {}
+      commands[name] = current
+    end
+    local argument = line:match "^%.It Fl .* Ar (%S+)$"
+    for flag in (current and line:find "^%.It Fl" and line or ""):gmatch "%f[%w-](%-?[%w-]+)%f[ ,\0]" do
+      if flag:find "^%-%l" or #flag == 1 and flag ~= argument then current["-" .. flag] = argument or "" end
+    end
+  end
+  return commands
+end
+
+-- The options in a command's help, in the same form.
+local function helped_options(help)
+  local options = {}
+  for line in help:match("\nOptions:\n(.-)\n\n"):gmatch "[^\n]+" do
+    local label = line:sub(1, 26):find "^ +%-" and line:match "^ +(%-.-)%s%s" or line:match "^ +(%-[%w- ]+)$" or ""
+    for flag, argument in label:gmatch "(%-%-?[%w-]+) ?(%u*)" do options[flag] = argument end
+  end
+  options["-h"], options["--help"] = nil, nil
+  return options
+end
+
+describe("the manual page", function()
+  local page = read "docs/korv.1"
+  local commands = manual_commands(page)
+
+  teardown(support.finish)
+
+  local function help_of(command)
+    local done = support.run { support.korv, command, "--help" }
+    assert.equal(0, done.code, done.stderr)
+    return done.stdout
+  end
+
+  it("is sound", function()
+    local done = support.run({ "man", "-l", "--warnings", "-E", "UTF-8", "-Tutf8", support.root .. "/docs/korv.1" },
+      { env = { LC_ALL = "C.UTF-8" } })
+    assert.same({ 0, "" }, { done.code, done.stderr })
+    assert.matches("EXIT STATUS", done.stdout:gsub(".\8", ""))
+  end)
+
+  it("has the commands that there are", function()
+    local listed = support.run({ support.korv, "--help" }).stdout:match "\nCommands:\n(.-)\n\n"
+    local names = {}
+    for name in (listed .. "\n"):gmatch " +(%l+) [^\n]*\n" do names[name] = true end
+    assert.is_true(names.serve and names.keygen)
+    for name in pairs(names) do
+      assert(commands[name], "docs/korv.1 has no section of korv " .. name)
+      assert(page:find("\n.Cm " .. name .. "\n", 1, true), "the synopsis of docs/korv.1 misses korv " .. name)
+    end
+    for name in pairs(commands) do assert(names[name], "docs/korv.1 tells of korv " .. name .. ", which is no command") end
+  end)
+
+  for name, own in pairs(commands) do
+    it(("has the options and arguments of korv %s, and no others"):format(name), function()
+      local help = help_of(name)
+      local given = helped_options(help)
+      local shared = (name == "stream" or name == "describe") and commands.call or {}
+      for option, argument in pairs(given) do
+        assert.equal(argument, own[option] or shared[option], ("docs/korv.1, korv %s, %s"):format(name, option))
+      end
+      for option in pairs(own) do assert(given[option], ("korv %s has no %s, which docs/korv.1 tells of"):format(name, option)) end
+      for argument in help:match("^(.-)\n\n"):gmatch "<(%u+)>" do
+        assert(page:find("Ar[^\n]* " .. argument .. "%f[^%u]"), ("docs/korv.1 misses the argument %s of korv %s"):format(argument, name))
+      end
+    end)
+  end
+end)
+
 -- The reference --------------------------------------------------------------------------------------------------------------------
 
 -- The modules that users meet, beside korv itself.
-local PUBLIC = { server = true, client = true, app = true, task = true, exec = true, log = true }
+local PUBLIC = { server = true, client = true, app = true, task = true, exec = true, log = true, test = true }
 
 describe("the reference", function()
   local function page(name) return assert(support.read(support.path("korv/build/docs/" .. name .. ".html"))) end
@@ -401,8 +479,8 @@ describe("the reference", function()
     end
   end)
 
-  it("tells of every option of a server and a client", function()
-    for _, module in ipairs { "server", "client" } do
+  it("tells of every option of a server, a client and a test", function()
+    for _, module in ipairs { "server", "client", "test" } do
       local html = page("modules/korv." .. module):gsub('<a href="[^"]*">([^<]*)</a>', "<code>%1</code>") -- a name that is also a link
       local list = read("lua/korv/" .. module .. ".lua"):match "\nlocal OPTIONS = (%b{})"
       for option in list:gmatch "([%l_]+) = " do

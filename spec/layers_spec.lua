@@ -34,7 +34,9 @@ local MODULES = {
   introspection = { "core", "help" },
   commandline = { "core", "escape", "help", "input", "pretty" },
   typed = { "commandline", "console" },
-  server = { "core", "app", "credentials", "generation", "introspection", "log", "options", "service", "task", "typed", "watch" },
+  responder = { "core", "app", "log" },
+  server = { "core", "app", "credentials", "generation", "introspection", "log", "options", "responder", "service", "task", "typed", "watch" },
+  test = { "core", "app", "generation", "options", "responder", "stream", "task" },
   identity = { "core" },
   exec = { "task" },
   stream = { "core", "task" },
@@ -48,9 +50,10 @@ local MODULES = {
   child = { "core", "ipc", "log" },
   supervisor = { "child", "log", "transaction" },
   worker = { "core", "ipc", "log", "watch" },
-  init = { "core", "app", "every", "log", "task", "server", "client", "exec", "version" },
+  init = { "core", "app", "every", "log", "task", "server", "client", "exec", "test", "version" },
   serve = { "core", "init", "log", "service", "supervisor", "worker" },
-  command = { "init", "pretty", "serve" },
+  keygen = { "core", "identity" },
+  command = { "core", "init", "keygen", "pretty", "serve" },
 }
 
 local function files(folder, pattern)

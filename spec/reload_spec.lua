@@ -229,11 +229,11 @@ describe("a reload that fails", function()
   for title, more in pairs { ["one process"] = {}, ["two workers"] = { "--workers", "2" } } do
     it("is made good by a change of what only it had required, with " .. title, function()
       local folder = numbered.folder("mended" .. #more)
-      local server = serving.command { "--log-level", "error", folder, table.unpack(more) }
+      local server = changing.command { "--log-level", "error", folder, table.unpack(more) }
       local client = assert(pair.dial(server))
       local files = { ["parts/fresh.lua"] = "broken", ["b.lua"] = 'require "parts.fresh"\n' .. numbered.files(1)["b.lua"] }
       numbered.write_in_place(folder, files)
-      serving.logged(server, "parts/fresh%.lua:1: ")
+      changing.logged(server, "parts/fresh%.lua:1: ")
       numbered.rename_into_place(folder, { ["parts/fresh.lua"] = "return 1" })
       pair.wait_for(function() return client:get("/b").body.generation == 2 end, function() return server:describe "was not reloaded" end)
     end)

@@ -61,6 +61,11 @@ describe("the rock", function()
     assert.same({ 0, 0, korv.version .. "\tHello World!\n" }, { done.code, done.signal, done.stdout })
   end)
 
+  it("has the manual page", function()
+    local page = ("%s/lib/luarocks/rocks-5.4/korv/%s-1/share/man/man1/korv.1"):format(tree, korv.version)
+    assert.equal(support.read(support.root .. "/docs/korv.1"), support.read(page))
+  end)
+
   it("has the version of the module", function()
     assert.is_truthy(uv.fs_stat(("%s/lib/luarocks/rocks-5.4/korv/%s-1"):format(tree, korv.version)))
   end)

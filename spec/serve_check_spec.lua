@@ -1,7 +1,7 @@
 --- `korv serve --check`: what it says of what would be served, and that it serves nothing. And --no-watch: nothing changes but at SIGHUP.
 
 local pair = require "spec.pair"
-local serving = require "spec.serving"
+local changing = require "spec.changing"
 local support = require "spec.support"
 local uv = require "luv"
 
@@ -28,7 +28,7 @@ local function folder(files)
 end
 
 local function check(...)
-  return support.run(serving.argv { "--check", ... }, { timeout = 10 })
+  return support.run(changing.argv { "--check", ... }, { timeout = 10 })
 end
 
 local function assert_refuses(done, ...)
@@ -49,7 +49,7 @@ describe("korv serve --check", function()
 
   it("binds no port: it may check for a server that runs", function()
     local path = folder()
-    local server = serving.command { path }
+    local server = changing.command { path }
     local done = check("--port", tostring(server.port), path)
     assert.same({ 0, "" }, { done.code, done.stderr })
   end)
@@ -101,7 +101,7 @@ describe("korv serve --no-watch", function()
 
   it("loads scripts anew at SIGHUP, not when they change", function()
     local path = folder()
-    local server = serving.command { "--no-watch", path }
+    local server = changing.command { "--no-watch", path }
     local client = assert(pair.dial(server))
     assert.equal(404, client:get("/cleo").code)
     support.write(("checked%d/lib/names.lua"):format(count), 'return { "ann", "cleo" }\n')

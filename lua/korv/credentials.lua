@@ -101,7 +101,9 @@ function Credentials:peer(fingerprint, login, address)
     return nil
   end
   local options = entry.options
-  return { fingerprint = fingerprint, name = entry.name, roles = options.roles or {}, only = options.only, address = address, login = login }
+  return {
+    fingerprint = fingerprint, name = entry.name, roles = options.roles or {}, only = options.only, address = address, login = login,
+  }
 end
 
 --- Whether a key may still be logged in.

@@ -33,6 +33,11 @@ local korv = {
   -- @function app
   app = app.new,
 
+  --- Asks an app without a network, for specs; see `korv.test`.
+  -- @function test
+  -- @tparam string ... scripts and folders
+  test = require "korv.test",
+
   --- Leaves an endpoint with an answer: `korv.abort(404, { message = "no such user" })`. See `korv.app.abort`.
   -- @function abort
   -- @tparam[opt=500] int code from 100 to 599

@@ -8,6 +8,7 @@ local credentials = require "korv.credentials"
 local generation = require "korv.generation"
 local introspection = require "korv.introspection"
 local log = require "korv.log"
+local responder = require "korv.responder"
 local service = require "korv.service"
 local task = require "korv.task"
 local typed = require "korv.typed"
@@ -32,16 +33,6 @@ local CHOICES = { revoke = { "close", "keep" }, ciphers = { "modern", "compatibl
 local WAYS = { tcpip = "boolean", subsystem = "boolean", exec = "boolean", shell = "boolean" }
 
 local LAST_WORDS = 1 -- seconds for the answers to what a drain has cancelled
-
--- A request's table has `params` and `query` without anybody having made them, and `request:send`.
-local Request = {}
-function Request.__index(request, field)
-  if field == "send" then return core.send end
-  if field ~= "params" and field ~= "query" then return nil end
-  local empty = {}
-  rawset(request, field, empty)
-  return empty
-end
 
 local function closed(server)
   return function(peer, address, name, reason)
@@ -77,26 +68,6 @@ local function refusals(server)
   end
 end
 
--- What the core asks when an endpoint did not bring an answer.
-local function failures(server)
-  local handlers = {}
-  function handlers.error(err, traceback)
-    local code, body = app.failure(err, traceback, { tracebacks = server.tracebacks })
-    if server.tracebacks and not app.aborted(err) then log.error("an endpoint failed: %s\n%s", body.message, body.traceback) end
-    return code, body
-  end
-  function handlers.result(request, code, body)
-    local message = app.invalid_result(server.generation.app:entry(request), request, code, body)
-    log.error("%s", message)
-    return 500, { message = message }
-  end
-  function handlers.body(message)
-    log.error("an endpoint's body cannot be sent: %s", message)
-    return 500, { message = message }
-  end
-  return function(kind, ...) return handlers[kind](...) end
-end
-
 -- The access lines. What is no request, and was refused, has none.
 local function access_lines()
   local tell = rarely(function(count, peer, code)
@@ -106,17 +77,6 @@ local function access_lines()
   return function(request, peer, code, ms, bytes, number)
     if not request then return tell(peer, code) end
     log.access(peer or request.peer, request.verb, request.resource, code, ms, bytes, number)
-  end
-end
-
--- An app may choose another codec: the body is then a string of JSON on the way through the core.
-local function with_codec(json, handler)
-  if not json then return handler end
-  return function(request)
-    if request.body ~= nil then request.body = json.decode(core.json.encode(request.body)) end
-    local code, body = handler(request)
-    if body ~= nil then body = core.json.decode(json.encode(body)) end
-    return code, body
   end
 end
 
@@ -237,7 +197,7 @@ end
 -- What answers the requests of a generation: its app, which tells of the server as well.
 local function handler_of(server, loaded)
   introspection.add(loaded.app, server)
-  return with_codec(server.options.json, loaded.app:handler(core.deadline))
+  return responder.handler(loaded.app, server.options.json)
 end
 
 --- Has a generation that was prepared answer every request from now on. Those under way end in the one that they began in.
@@ -372,9 +332,9 @@ end
 
 local function core_options(server, sockets)
   local options = {
-    sockets = sockets, keys = server.credentials.list, request = Request, generation = server.generation.number,
+    sockets = sockets, keys = server.credentials.list, request = responder.Request, generation = server.generation.number,
     authorize = function(_, _, ...) return server.credentials:peer(...) end,
-    closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
+    closed = closed(server), refused = refusals(server), failed = responder.failures(server), retired = retired(server), ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
     converse = typed(server), handler = handler_of(server, server.generation),
   }

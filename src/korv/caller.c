@@ -224,13 +224,26 @@ static int finish(lua_State *L) {
   return 0;
 }
 
-/* caller:close(): of one without a channel of SSH's; what runs for it is cancelled. */
+/* caller:hold(whether): one without a channel of SSH's has enough for now: who sends it an item waits. */
+static int hold(lua_State *L) {
+  const caller *box = check(L);
+  channel *c = box->channel;
+  if (!c || c->net) return 0;
+  c->held = lua_toboolean(L, 2);
+  if (!c->held) channel_less_busy(c);
+  hub_poke(hub_get(L));
+  return 0;
+}
+
+/* caller:close(): of one without a channel of SSH's; what runs for it is cancelled. Not from within its handler `answer`. */
 static int close_(lua_State *L) {
   caller *box = check(L);
   channel *c = box->channel;
   if (!c || c->net) return 0;
   LIST_REMOVE(c, link);
   request_orphan(c);
+  channel_wake_senders(c, true);
+  wire_buf_free(&c->senders);
   ref_drop(L, &c->peer);
   part(L, c);
   hub_poke(hub_get(L));
@@ -258,6 +271,7 @@ int caller_new(lua_State *L) {
 }
 
 void caller_open_type(lua_State *L) {
-  static const luaL_Reg methods[] = {{"message", message}, {"write", write_}, {"read", read_}, {"finish", finish}, {"close", close_}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"message", message}, {"write", write_}, {"read", read_}, {"finish", finish}, {"hold", hold},
+                                     {"close", close_},     {NULL, NULL}};
   type_make(L, CALLER, methods, NULL);
 }

@@ -1,9 +1,11 @@
 /* core.dup_cloexec: a file descriptor's second number. luv has no dup, and two of its handles must not share one number.
- * core.close_on_exec: what the programs that this process runs do not inherit. Knows not what is behind a descriptor. */
+ * core.close_on_exec: what the programs that this process runs do not inherit. core.hung_up: a look at the other end. Knows not what is
+ * behind a descriptor. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include "korv/korv.h"
@@ -30,7 +32,15 @@ static int close_on_exec(lua_State *L) {
   return 0;
 }
 
+/* hung_up(fd) -> boolean: whether nobody reads any more what is written there. A look, which changes nothing for those who share it, as
+ * to poll it on the loop would. */
+static int hung_up(lua_State *L) {
+  struct pollfd at = {.fd = (int)luaL_checkinteger(L, 1)};
+  lua_pushboolean(L, poll(&at, 1, 0) > 0 && at.revents & (POLLERR | POLLHUP));
+  return 1;
+}
+
 void fd_open(lua_State *L) {
-  static const luaL_Reg functions[] = {{"dup_cloexec", dup_cloexec}, {"close_on_exec", close_on_exec}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"dup_cloexec", dup_cloexec}, {"close_on_exec", close_on_exec}, {"hung_up", hung_up}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -1,4 +1,6 @@
 /* core.load_key, core.make_key, core.public_key: keys as Lua sees them. */
+#include <string.h>
+
 #include "korv/korv.h"
 
 static const char KEY[] = "korv.key";
@@ -26,11 +28,13 @@ static int load_key(lua_State *L) {
   return *box ? 1 : fail(L, err.name, err.text);
 }
 
-/* make_key(path) -> key | nil, message, name */
+/* make_key(path [, comment]) -> key | nil, message, name */
 static int make_key(lua_State *L) {
   net_error err;
+  const char *path = luaL_checkstring(L, 1), *comment = luaL_optstring(L, 2, "");
+  luaL_argcheck(L, strlen(comment) <= NET_COMMENT_BYTES, 2, "the comment is too long");
   net_key **box = new_box(L);
-  *box = net_key_make(luaL_checkstring(L, 1), &err);
+  *box = net_key_make(path, comment, &err);
   return *box ? 1 : fail(L, err.name, err.text);
 }
 
@@ -47,6 +51,16 @@ static int describe(lua_State *L) {
   net_key **box = luaL_checkudata(L, 1, KEY);
   if (!*box) return luaL_error(L, "this key is in use elsewhere");
   return net_key_describe(*box, &text, &err) ? push_text(L, &text) : fail(L, err.name, err.text);
+}
+
+/* key:public() -> base64 */
+static int public_(lua_State *L) {
+  char blob[8192];
+  net_key **box = luaL_checkudata(L, 1, KEY);
+  if (!*box) return luaL_error(L, "this key is in use elsewhere");
+  if (!net_key_public(*box, blob, sizeof blob)) return luaL_error(L, "the public key cannot be told");
+  lua_pushstring(L, blob);
+  return 1;
 }
 
 /* public_key(type, base64) -> fingerprint, type | nil, message, name */
@@ -92,8 +106,9 @@ void key_list_give_up(lua_State *L, int index, const char *name) {
 }
 
 void key_open(lua_State *L) {
-  static const luaL_Reg methods[] = {{"describe", describe}, {NULL, NULL}};
-  static const luaL_Reg functions[] = {{"load_key", load_key}, {"make_key", make_key}, {"public_key", public_key}, {"address_bytes", address_bytes}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"describe", describe}, {"public", public_}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"load_key", load_key}, {"make_key", make_key}, {"public_key", public_key},
+                                       {"address_bytes", address_bytes}, {NULL, NULL}};
   type_make(L, KEY, methods, key_gc);
   luaL_setfuncs(L, functions, 0);
 }

@@ -156,8 +156,7 @@ static void on_channel_open(void *owner, net_channel *nc) {
   if (!c->reader) caller_open(c);
 }
 
-/* Those who wait to send go on; where the client has gone they are told. */
-static void wake_senders(channel *c, bool gone) {
+void channel_wake_senders(channel *c, bool gone) {
   hub *h = c->server->hub;
   while (c->senders.len) {
     sender *first = (sender *)(void *)wire_buf_at(&c->senders);
@@ -173,7 +172,7 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   if (!c) return;
   LIST_REMOVE(c, link);
   request_orphan(c);
-  if (!c->server->hub->dead) wake_senders(c, true);
+  if (!c->server->hub->dead) channel_wake_senders(c, true);
   if (!c->server->hub->dead) caller_closed(c);
   if (c->large) hub_burst(c->server->hub, BURST_BYTES); /* its buffers go now */
   wire_reader_free(c->reader);
@@ -183,7 +182,7 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   net_channel_set_data(nc, NULL);
 }
 
-bool channel_is_clogged(const channel *c) { return c->net && net_channel_queued(c->net) >= c->server->queued_most; }
+bool channel_is_clogged(const channel *c) { return c->net ? net_channel_queued(c->net) >= c->server->queued_most : c->held; }
 
 bool channel_is_full(const channel *c) { return c->in_flight >= c->server->channel_in_flight_most || channel_is_clogged(c); }
 
@@ -196,7 +195,7 @@ void channel_finish_if_done(channel *c) {
 }
 
 void channel_less_busy(channel *c) {
-  if (!channel_is_clogged(c)) wake_senders(c, false);
+  if (!channel_is_clogged(c)) channel_wake_senders(c, false);
   if (!c->reader && c->net && !channel_is_clogged(c)) caller_drained(c);
   if (c->paused && !channel_is_full(c)) {
     c->paused = false;

@@ -77,6 +77,7 @@ struct channel {
   size_t in_flight;
   request_list requests;
   wire_buf senders; /* of `sender`: tasks that wait for output to drain */
+  bool held;          /* a caller in this process has enough for now */
   bool paused, ended; /* ended: no more requests will come */
   bool reading;       /* whole messages may be at hand */
   bool large;         /* it has carried large messages */
@@ -91,6 +92,7 @@ void server_release(server *s); /* after the last of anything that needs it */
 bool channel_is_full(const channel *c);    /* no more requests are to be read */
 bool channel_is_clogged(const channel *c); /* no more output is to be queued */
 void channel_finish_if_done(channel *c);
+void channel_wake_senders(channel *c, bool gone); /* those who wait to send go on; where the client has gone they are told */
 void channel_less_busy(channel *c); /* an answer is out: go on reading, or finish */
 
 /* ---- control.c ----------------------------------------------------------------------------------------------------------------------------- */

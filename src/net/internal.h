@@ -186,6 +186,8 @@ void net_channel_free(net_channel *c, bool session_gone);
 bool net_channel_is_over(const net_channel *c); /* closed both ways, and told */
 
 /* key.c */
+char *net_keyfile_text(ssh_key key, const char *comment); /* to be wiped; NULL: it cannot be written */
+void net_keyfile_wipe(char *text);
 bool net_public_key_text(ssh_key key, char **blob, char *fingerprint, size_t size);
 
 /* The algorithms, the same for both roles: AEAD only, curve25519, no SHA-1, no compression. */

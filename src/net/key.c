@@ -79,13 +79,12 @@ static bool write_new(const char *path, const char *text, net_error *err) {
   return ok;
 }
 
-net_key *net_key_make(const char *path, net_error *err) {
+net_key *net_key_make(const char *path, const char *comment, net_error *err) {
   ssh_key key = NULL;
-  char *text = NULL;
-  bool ok = ssh_pki_generate(SSH_KEYTYPE_ED25519, 0, &key) == SSH_OK && ssh_pki_export_privkey_base64(key, NULL, NULL, NULL, &text) == SSH_OK;
-  if (!ok) net_error_set(err, "ESSH", "cannot make the key %s", path);
-  ok = ok && write_new(path, text, err);
-  ssh_string_free_char(text);
+  char *text = ssh_pki_generate(SSH_KEYTYPE_ED25519, 0, &key) == SSH_OK ? net_keyfile_text(key, comment) : NULL;
+  if (!text) net_error_set(err, "ESSH", "cannot make the key %s", path);
+  bool ok = text && write_new(path, text, err);
+  net_keyfile_wipe(text);
   if (ok) return wrap(key, err);
   ssh_key_free(key);
   return NULL;
@@ -124,6 +123,14 @@ static bool describe(ssh_key key, net_key_text *out, net_error *err) {
 }
 
 bool net_key_describe(const net_key *k, net_key_text *out, net_error *err) { return describe(k->key, out, err); }
+
+bool net_key_public(const net_key *k, char *out, size_t size) {
+  char *blob = NULL;
+  bool ok = ssh_pki_export_pubkey_base64(k->key, &blob) == SSH_OK && strlen(blob) < size;
+  if (ok) memcpy(out, blob, strlen(blob) + 1);
+  ssh_string_free_char(blob);
+  return ok;
+}
 
 bool net_public_key_describe(const char *type, const char *blob, net_key_text *out, net_error *err) {
   ssh_key key = NULL;

@@ -182,7 +182,9 @@ size_t net_address_bytes(const char *text, unsigned char out[16]);
 /* ---- keys ---------------------------------------------------------------------------------------------------------------------- */
 
 net_key *net_key_load(const char *path, const char *passphrase, net_error *err); /* passphrase may be NULL */
-net_key *net_key_make(const char *path, net_error *err); /* a new ed25519 key, mode 0600; never replaces a file ("EEXIST") */
+enum { NET_COMMENT_BYTES = 1024 };
+/* A new ed25519 key, mode 0600; never replaces a file ("EEXIST"). */
+net_key *net_key_make(const char *path, const char *comment, net_error *err);
 void net_key_free(net_key *k);
 
 typedef struct net_key_text {
@@ -191,6 +193,7 @@ typedef struct net_key_text {
 } net_key_text;
 
 bool net_key_describe(const net_key *k, net_key_text *out, net_error *err);
+bool net_key_public(const net_key *k, char *out, size_t size); /* the public key in base64 */
 /* Of a public key as it stands in authorized_keys: true where it is whole and of that type. */
 bool net_public_key_describe(const char *type, const char *blob, net_key_text *out, net_error *err);
 
