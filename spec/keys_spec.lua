@@ -41,8 +41,8 @@ end)
 teardown(function() os.execute("rm -r " .. folder) end)
 
 -- The base64 text of a key that is sound only as far as its type.
-local function hollow(type)
-  spill(folder .. "/blob", string.pack(">s4s4s4", type, ("k"):rep(32), "ssh:"))
+local function hollow(type, content)
+  spill(folder .. "/blob", string.pack(">s4", type) .. (content or string.pack(">s4s4", ("k"):rep(32), "ssh:")))
   return output(("base64 -w0 %s/blob"):format(folder))
 end
 
@@ -78,7 +78,8 @@ describe("keys.parse", function()
   it("reads each type of key", function()
     for _, kind in ipairs { "ed25519", "ecdsa256", "ecdsa384", "ecdsa521", "rsa" } do
       local key = made[kind]
-      assert.same({ type = key.type, blob = key.blob, comment = key.comment, line = 1, options = {} }, only(key.line))
+      assert.same({ type = key.type, blob = key.blob, comment = key.comment, options = {}, file = "F", line = 1, text = key.line },
+        only(key.line))
     end
   end)
 
@@ -161,6 +162,14 @@ describe("keys.parse", function()
     refused("ssh%-ed25519%-cert%-v01@openssh.com is a certificate", certificate)
   end)
 
+  it("refuses an RSA key of less than 2048 bits", function()
+    local function rsa(bits) return "ssh-rsa " .. hollow("ssh-rsa", string.pack(">s4s4", "\1\0\1", bits)) end
+    refused("less than 2048 bits is too weak", rsa("\0\xff" .. ("n"):rep(127)))
+    refused("less than 2048 bits is too weak", rsa("\x7f" .. ("n"):rep(255)))
+    refused("less than 2048 bits is too weak", rsa(("\0"):rep(200) .. ("n"):rep(128)))
+    assert.equal("ssh-rsa", only(rsa("\0\x80" .. ("n"):rep(255))).type)
+  end)
+
   it("refuses a key that is of another type, incomplete or no base64", function()
     local key = made.ed25519
     refused("not of the type that is written, ssh%-rsa", "ssh-rsa " .. key.blob)
@@ -195,10 +204,12 @@ describe("keys.load", function()
 
   it("maps fingerprints to entries", function()
     spill(path, ("restrict %s\n\n%s\n"):format(made.rsa.line, made.ed25519.line))
-    local set = assert(keys.load(path, given))
+    local set = assert(keys.load({ path }, given))
     assert.same({
-      [made.rsa.fingerprint] = { name = "rsa key", type = "ssh-rsa", line = 1, options = { pty = false } },
-      [made.ed25519.fingerprint] = { name = "ed25519 key", type = "ssh-ed25519", line = 3, options = {} },
+      [made.rsa.fingerprint] = { name = "rsa key", type = "ssh-rsa", options = { pty = false }, file = path, line = 1,
+        text = "restrict " .. made.rsa.line },
+      [made.ed25519.fingerprint] = { name = "ed25519 key", type = "ssh-ed25519", options = {}, file = path, line = 3,
+        text = made.ed25519.line },
       problems = {},
     }, set)
   end)
@@ -206,7 +217,7 @@ describe("keys.load", function()
   it("reports problems in the order of the lines, whoever found them", function()
     local broken = "ssh-ed25519 " .. made.ed25519.blob:sub(1, -9)
     spill(path, ("%s\n%s\nrubbish\n%s\nmore rubbish\n"):format(broken, made.rsa.line, broken))
-    local set = assert(keys.load(path, given))
+    local set = assert(keys.load({ path }, given))
     assert.equal(2, set[made.rsa.fingerprint].line)
     assert.equal(4, #set.problems)
     for i, line in ipairs { 1, 3, 4, 5 } do assert.equal(line, tonumber(set.problems[i]:match(":(%d+): "))) end
@@ -215,7 +226,7 @@ describe("keys.load", function()
 
   it("lets the first of two lines with one key win", function()
     spill(path, ("no-pty %s first\n%s second\n"):format(made.rsa.line, made.rsa.line))
-    local set = assert(keys.load(path, given))
+    local set = assert(keys.load({ path }, given))
     assert.same({ 1, "rsa key first", { pty = false } },
       { set[made.rsa.fingerprint].line, set[made.rsa.fingerprint].name, set[made.rsa.fingerprint].options })
     assert.same({ path .. ":2: the same key as in line 1, which counts; remove one of them" }, set.problems)
@@ -223,11 +234,11 @@ describe("keys.load", function()
 
   it("lets a later line in where an earlier one with the key was refused", function()
     spill(path, ('from="nowhere.example" %s\n%s\n'):format(made.rsa.line, made.rsa.line))
-    assert.equal(2, assert(keys.load(path, given))[made.rsa.fingerprint].line)
+    assert.equal(2, assert(keys.load({ path }, given))[made.rsa.fingerprint].line)
   end)
 
   it("shows how to fill a file that is missing", function()
-    local set, message, name = keys.load(folder .. "/none", given)
+    local set, message, name = keys.load({ folder .. "/none" }, given)
     assert.is_nil(set)
     assert.equal("ENOENT", name)
     assert.truthy(message:find(folder .. "/none does not exist", 1, true))
@@ -237,7 +248,7 @@ describe("keys.load", function()
   it("shows how to fill one that is empty", function()
     path = folder .. "/it's empty"
     spill(path, "# nobody\n\n")
-    local set, message, name = keys.load(path, given)
+    local set, message, name = keys.load({ path }, given)
     assert.is_nil(set)
     assert.equal("ENOKEY", name)
     assert.truthy(message:find(path .. " holds no key", 1, true))
@@ -248,13 +259,61 @@ describe("keys.load", function()
     spill(path, "rubbish\n")
     assert.same({ nil, "no key can be used, so nobody could log in: " .. path
       .. ":1: no key of a known type; a line is [options] type key [comment], as in a .pub file", "ENOKEY" },
-      { keys.load(path, given) })
+      { keys.load({ path }, given) })
     spill(path, "rubbish\nssh-dss " .. hollow("ssh-dss"))
-    assert.matches(" %(and 1 more like it%)$", (select(2, keys.load(path, given))))
+    assert.matches(" %(and 1 more like it%)$", (select(2, keys.load({ path }, given))))
   end)
 
   it("tells what cannot be read", function()
-    local set, message, name = keys.load(folder, given)
-    assert.same({ nil, folder .. ": Is a directory", "EACCES" }, { set, message, name })
+    local set, message, name = keys.load({ folder }, given)
+    assert.same({ nil, folder .. ": not a file", "EACCES" }, { set, message, name })
+  end)
+
+  it("does not wait for who writes a pipe", function()
+    path = folder .. "/pipe"
+    assert(os.execute("mkfifo -m 600 " .. path))
+    assert.same({ nil, path .. ": not a file", "EACCES" }, { keys.load({ path }, given) })
+  end)
+
+  it("reads several files as one, and names the file of a problem", function()
+    local second = folder .. "/second keys"
+    spill(path, made.rsa.line .. "\n")
+    spill(second, ("%s\nrubbish\n%s\n"):format(made.rsa.line, made.ed25519.line))
+    local set = assert(keys.load({ path, second }, given))
+    assert.same({ path, second }, { set[made.rsa.fingerprint].file, set[made.ed25519.fingerprint].file })
+    assert.equal(2, #set.problems)
+    assert.equal(("%s:1: the same key as in %s:1, which counts; remove one of them"):format(second, path), set.problems[1])
+    assert.equal(second .. ":2: ", set.problems[2]:sub(1, #second + 4))
+    assert.same({ nil, "ENOENT" }, { (keys.load({ path, folder .. "/none" }, given)), (select(3, keys.load({ path, folder .. "/none" }, given))) })
+    spill(path, "")
+    assert.is_table(keys.load({ path, second }, given))
+    spill(second, "")
+    assert.matches("authorized_keys %+ .*/second keys holds no key", (select(2, keys.load({ path, second }, given))))
+  end)
+
+  it("trusts no file that others can write, and says how to mend it", function()
+    spill(path, made.rsa.line)
+    for mode, refused_mode in pairs { ["600"] = false, ["644"] = false, ["664"] = true, ["620"] = true, ["602"] = true, ["606"] = true } do
+      assert(os.execute(("chmod %s %s"):format(mode, path)))
+      local set, message, name = keys.load({ path }, given)
+      assert.equal(refused_mode, set == nil, mode)
+      if refused_mode then
+        assert.equal("EPERM", name)
+        assert.matches("others can write this file %(mode 0" .. mode .. "%), .*; mend it with: chmod go%-w ", message)
+        assert(os.execute(message:match "mend it with: (.*)$"))
+        assert.is_table(keys.load({ path }, given))
+      end
+    end
+  end)
+
+  it("trusts no file of another user", function()
+    if require("luv").getuid() ~= 0 then return pending "only root can give files away" end
+    spill(path, made.rsa.line)
+    assert(os.execute("chown 65534 " .. path))
+    local set, message, name = keys.load({ path }, given)
+    assert.same({ nil, "EPERM" }, { set, name })
+    assert.matches("belongs to another user %(65534%), .*; mend it with: chown 0 ", message)
+    assert(os.execute(message:match "mend it with: (.*)$"))
+    assert.is_table(keys.load({ path }, given))
   end)
 end)

@@ -78,6 +78,12 @@ local function check_open(self, method, level)
   end
 end
 
+local function with_roles(options, roles)
+  local all = { roles = roles }
+  for name, value in pairs(options or {}) do all[name] = value end
+  return all
+end
+
 -- Called by the methods, and not as a tail call: an error names the line of the script that called them.
 local function register(self, method, verb, resource, options, endpoint)
   check_open(self, method, 3)
@@ -85,9 +91,7 @@ local function register(self, method, verb, resource, options, endpoint)
   local where = ("%s %s"):format(tostring(verb), tostring(resource))
   check_options(options, ENDPOINT_OPTIONS, where, 3)
   if options and options.roles then check_roles(options.roles, where, 3) end
-  if self.common_roles and not (options and options.roles) then
-    options = { doc = options and options.doc, timeout = options and options.timeout, roles = self.common_roles }
-  end
+  if self.common_roles then options = with_roles(options, self.common_roles) end
   self.routes:add(verb, resource, endpoint, options, 3)
 end
 
@@ -246,16 +250,14 @@ local function bounded(run, entry, deadline)
   end
 end
 
-local function forbidden(request)
-  return 403, { message = ("This key may not call %s %s"):format(request.verb, request.resource) }
-end
+local function forbidden() return 403, { message = "This key may not call this endpoint" } end
 
 -- Nothing of the app's runs for who has none of the endpoint's roles.
 local function guarded(run, entry)
   local roles = entry.options and entry.options.roles
   if not roles then return run end
   return function(request)
-    if not permissions.has_role(request.peer, roles) then return forbidden(request) end
+    if not permissions.has_role(request.peer, roles) then return forbidden() end
     return run(request)
   end
 end
@@ -277,7 +279,7 @@ function App:handler(deadline)
   local dispatch = dispatcher(self.routes, runs, compose(self.middleware, not_found), compose(self.middleware, too_long))
   return function(request)
     local only = request.peer and request.peer.only
-    if only and not permissions.unlocked(only, request) then return forbidden(request) end
+    if only and not permissions.unlocked(only, request) then return forbidden() end
     local run = (literals[request.verb] or NO_LITERALS)[request.resource]
     if run then return run(request) end
     return dispatch(request)

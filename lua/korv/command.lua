@@ -48,7 +48,7 @@ local function add_serve(parser)
   added:option("--port", "The port; 0 takes a free one (default: 8022)."):argname "N":convert(whole_number("--port", 0, 65535))
   added:option("--host-key", "A host key; made where it is missing (default: ssh_host_ed25519_key). May be given again.")
     :argname "FILE":count "*"
-  added:option("--authorized-keys", "Who may log in (default: authorized_keys)."):argname "FILE"
+  added:option("--authorized-keys", "Who may log in (default: authorized_keys). May be given again."):argname "FILE":count "*"
   added:option("--workers", "How many processes serve; auto: one for each processor (default: 1)."):argname "N":convert(workers)
   added:flag("--no-watch", "Load scripts and keys anew on SIGHUP only, not whenever they change.")
   added:flag("--check", "Load everything, say what was found, and end.")

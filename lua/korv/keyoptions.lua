@@ -9,14 +9,31 @@ local VERBS = { GET = true, STORE = true, UPDATE = true, DELETE = true, ["*"] = 
 
 -- Patterns: * for any text, ? for any character --------------------------------------------------------------------------------------
 
---- A pattern of sshd's as one of Lua's.
+local function escaped(text) return (text:gsub("[^%w?]", "%%%0"):gsub("%?", ".")) end
+
+--- A pattern of sshd's, as a function that says whether a text matches. What a client sends is matched in one go from left to right: each
+-- piece between stars is sought behind the one before, so no text makes it slow, as Lua's own `.*` would be.
 -- @tparam string text with `*` and `?`
--- @treturn string
+-- @treturn function
 function keyoptions.pattern(text)
-  return "^" .. text:gsub("[^%w*?]", "%%%0"):gsub("%*", ".*"):gsub("%?", ".") .. "$"
+  local first, rest = text:match "^([^*]*)(.*)$"
+  if rest == "" then
+    local whole = "^" .. escaped(first) .. "$"
+    return function(subject) return subject:find(whole) ~= nil end
+  end
+  local middle, last = rest:match "^(.*)%*([^*]*)$"
+  local head, tail, pieces = "^" .. escaped(first), escaped(last) .. "$", {}
+  for piece in middle:gmatch "[^*]+" do pieces[#pieces + 1] = escaped(piece) end
+  return function(subject)
+    local _, at = subject:find(head)
+    for _, piece in ipairs(pieces) do
+      if at then _, at = subject:find(piece, at + 1) end
+    end
+    return at ~= nil and #subject - at >= #last and subject:find(tail, #subject - #last + 1) ~= nil
+  end
 end
 
-local function pieces(text)
+local function split(text)
   local list = {}
   for piece in (text .. ","):gmatch "([^,]*)," do list[#list + 1] = piece:match "^%s*(.-)%s*$" end
   return list
@@ -39,42 +56,52 @@ local function host_bits_are_zero(network, bits)
   return not network:find("[^\0]", whole + 1 + (bits % 8 > 0 and 1 or 0))
 end
 
--- What decides whether an address, as text and as bytes, is meant: a network, or a pattern of text. Or nil and what is wrong.
+-- The function that decides whether an address, as text and as bytes, is meant: a network, an address, or a pattern of one. nil: what the
+-- text is would have to be looked up, and one that is negated and never found would let in whom it is to keep out.
 local function source(text, address_bytes)
-  local network, bits = text:match "^(.-)/(%d+)$"
-  if not network then
-    if text == "" or not text:find "^[%x.:*?]+$" then
-      return nil, ("'%s' is no address, pattern or network; host names are not looked up"):format(text)
-    end
-    local pattern, bytes = keyoptions.pattern(text:lower()), address_bytes(text)
-    return function(address, own) return bytes ~= nil and own == bytes or address:lower():find(pattern) ~= nil end
-  end
-  local bytes = address_bytes(network)
+  local bytes = address_bytes(text)
+  if bytes then return function(_, own) return own == bytes end end
+  if not text:find "[*?]" or not (text:find "^[%d.*?]+$" or text:find "^[%x.:*?]*:[%x.:*?]*$") then return nil end
+  local matches = keyoptions.pattern(text:lower())
+  return function(address) return matches(address) end
+end
+
+-- Or nil and what is wrong with it.
+local function network(text, address_bytes)
+  local head, bits = text:match "^(.*)/(%d+)$"
+  local bytes = head and address_bytes(head)
   bits = math.tointeger(tonumber(bits))
   if not bytes or not bits or bits > #bytes * 8 then return nil, ("'%s' is no network"):format(text) end
   if not host_bits_are_zero(bytes, bits) then return nil, ("'%s' has bits beyond its length"):format(text) end
-  return function(_, own) return own ~= nil and same_prefix(own, bytes, bits) end
+  return function(_, own) return same_prefix(own, bytes, bits) end
+end
+
+local function read_source(text, address_bytes)
+  if text:find("/", 1, true) then return network(text, address_bytes) end
+  local matches = source(text, address_bytes)
+  if matches then return matches end
+  return nil, ("'%s' is no address, pattern of one or network; host names are not looked up"):format(text)
 end
 
 -- One that is negated and matches refuses, whatever else matches.
 local function read_from(options, value, given)
+  if options.from then return "from: it is given twice" end
   local list = {}
-  for i, piece in ipairs(pieces(value)) do
+  for i, piece in ipairs(split(value)) do
     local negated, text = piece:match "^(!?)(.*)$"
-    local matches, what = source(text, given.address_bytes)
+    local matches, what = read_source(text, given.address_bytes)
     if not matches then return "from: " .. what end
     list[i] = { matches = matches, negated = negated == "!" }
   end
-  local before = options.from
   options.from = function(address)
     local own, found = given.address_bytes(address), false
-    for _, one in ipairs(list) do
+    for _, one in ipairs(own and list or {}) do
       if one.matches(address, own) then
         if one.negated then return false end
         found = true
       end
     end
-    return found and (not before or before(address))
+    return found
   end
 end
 
@@ -83,11 +110,21 @@ end
 local FIELDS = { [8] = "^(%d%d%d%d)(%d%d)(%d%d)$", [12] = "^(%d%d%d%d)(%d%d)(%d%d)(%d%d)(%d%d)$",
   [14] = "^(%d%d%d%d)(%d%d)(%d%d)(%d%d)(%d%d)(%d%d)$" }
 
--- Seconds between the clock here and UTC at a time.
-local function zone_offset(time)
-  local utc = os.date("!*t", time)
-  utc.isdst = false
-  return os.difftime(time, os.time(utc)) + (os.date("*t", time).isdst and 3600 or 0)
+-- Seconds from 1970 to a time of UTC's. (Years begin in March here, so that a leap day is a year's last.)
+local function utc_seconds(time)
+  local year = time.month > 2 and time.year or time.year - 1
+  local day = (153 * ((time.month + 9) % 12) + 2) // 5 + time.day - 1
+  local days = 365 * year + year // 4 - year // 100 + year // 400 + day - 719468
+  return ((days * 24 + time.hour) * 60 + time.min) * 60 + time.sec
+end
+
+-- Whether the calendar and the clock have it: the 30th of February comes back from seconds as another day.
+local function exists(time)
+  local same = os.date("!*t", utc_seconds(time))
+  for name, value in pairs(time) do
+    if same[name] ~= value then return false end
+  end
+  return true
 end
 
 -- YYYYMMDD[HHMM[SS]][Z]; without Z in the machine's time zone. nil: it is none.
@@ -96,14 +133,10 @@ local function read_time(text)
   local pattern = digits and FIELDS[#digits]
   if not pattern then return nil end
   local year, month, day, hour, minute, second = digits:match(pattern)
-  local wanted = { year = tonumber(year), month = tonumber(month), day = tonumber(day), hour = tonumber(hour or 0),
+  local time = { year = tonumber(year), month = tonumber(month), day = tonumber(day), hour = tonumber(hour or 0),
     min = tonumber(minute or 0), sec = tonumber(second or 0) }
-  local time = os.time { year = wanted.year, month = wanted.month, day = wanted.day, hour = wanted.hour, min = wanted.min, sec = wanted.sec }
-  local there = time and os.date("*t", time)
-  for name, value in pairs(wanted) do -- os.time makes the 1st of March of the 30th of February
-    if not there or there[name] ~= value then return nil end
-  end
-  return math.floor(zone == "" and time or time + zone_offset(time))
+  if not exists(time) then return nil end
+  return zone == "" and os.time(time) or utc_seconds(time)
 end
 
 local function read_expiry(options, value)
@@ -118,13 +151,13 @@ end
 local function read_command(options, value)
   if options.only then return "command: it is given twice" end
   local only = {}
-  for i, piece in ipairs(pieces(value)) do
+  for i, piece in ipairs(split(value)) do
     local verb, resource = piece:match "^(%S+)%s+(/%S*)$"
     verb = verb and verb:upper()
     if not VERBS[verb] then
-      return ("command: '%s' is no verb and resource; it locks a key to endpoints, as in command=\"GET /status*,STORE /jobs/?*\""):format(piece)
+      return ("command: '%s' is no verb and resource; it locks a key to endpoints, as in command=\"GET /status*,STORE /jobs/*\""):format(piece)
     end
-    only[i] = { verb = verb, resource = resource, pattern = keyoptions.pattern(resource) }
+    only[i] = { verb = verb, resource = resource, matches = keyoptions.pattern(resource) }
   end
   options.only = only
 end
@@ -134,7 +167,7 @@ local function read_environment(options, value)
   if name ~= "KORV_ROLES" then return "environment: nothing reads this variable; KORV_ROLES=role,role gives a key its roles" end
   if options.roles then return "environment: KORV_ROLES is given twice" end
   local roles = {}
-  for i, role in ipairs(pieces(text)) do
+  for i, role in ipairs(split(text)) do
     if not role:find(ROLE) then return ("environment: '%s' is no role; a role is letters, digits and . _ : -"):format(role) end
     roles[i] = role
   end
@@ -179,7 +212,7 @@ local REFUSED = {
 -- @tparam {table,...} list of `{ name, value }`; the name in lower case, with a `=` behind it where there is a value
 -- @tparam table given `address_bytes`: a function that makes bytes of an address in text, nil where it is none
 -- @treturn ?table `pty` (false: no terminal), `from` (a function that judges an address), `expires` (seconds since 1970), `only` (the
--- endpoints that it is locked to: a list of `{ verb, resource, pattern }`), `roles` (a list); nil where an option refuses the key
+-- endpoints that it is locked to: a list of `{ verb, resource, matches }`), `roles` (a list); nil where an option refuses the key
 -- @treturn ?string what is wrong
 function keyoptions.read(list, given)
   local options = {}
@@ -200,10 +233,10 @@ end
 -- @tparam string address the client's
 -- @tparam int now seconds since 1970
 -- @treturn boolean
--- @treturn ?string why not
+-- @treturn ?string why not, as what may follow "the key"
 function keyoptions.admit(options, address, now)
-  if options.expires and now >= options.expires then return false, "the key has expired" end
-  if options.from and not options.from(address) then return false, "the key may not be used from there" end
+  if options.expires and now >= options.expires then return false, "has expired" end
+  if options.from and not options.from(address) then return false, "may not be used from this address" end
   return true
 end
 

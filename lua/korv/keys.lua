@@ -4,6 +4,7 @@
 -- @module korv.keys
 
 local keyoptions = require "korv.keyoptions"
+local uv = require "luv"
 
 local keys = {}
 
@@ -74,7 +75,16 @@ local function decode_base64(text)
   end))
 end
 
--- What is wrong with a key's base64 text; nil where its shape is right and it begins with its type.
+local RSA_BYTES = 256 -- 2048 bits
+
+local function is_short_rsa(bytes)
+  local ok, _, _, modulus = pcall(string.unpack, ">s4s4s4", bytes)
+  if not ok then return false end -- whoever is asked whether it is sound will say so
+  modulus = modulus:gsub("^\0+", "")
+  return #modulus < RSA_BYTES or #modulus == RSA_BYTES and modulus:byte() < 128
+end
+
+-- What is wrong with a key's base64 text; nil where its shape is right, it begins with its type, and it is long enough.
 local function misshapen(type, blob)
   if #blob % 4 ~= 0 or not blob:find("^[A-Za-z0-9+/]+=?=?$") then
     return "the key is no base64 text, or a part of it is missing; copy the whole line from the .pub file again"
@@ -83,6 +93,9 @@ local function misshapen(type, blob)
   local groups = (#expected + 2) // 3
   if decode_base64(blob:sub(1, 4 * groups)):sub(1, #expected) ~= expected then
     return ("the key is not of the type that is written, %s; copy the whole line from the .pub file again"):format(type)
+  end
+  if type == "ssh-rsa" and is_short_rsa(decode_base64(blob)) then
+    return "an RSA key of less than 2048 bits is too weak; make a new one with `ssh-keygen -t ed25519`"
   end
 end
 
@@ -118,7 +131,7 @@ local function read_lines(text, name, given, accept)
     if line ~= "" and line:sub(1, 1) ~= "#" then
       local entry, what = read_line(line, given)
       if entry then
-        entry.line = number
+        entry.file, entry.line, entry.text = name, number, line
         what = accept(entry)
       end
       if what then problems[#problems + 1] = ("%s:%d: %s"):format(name, number, what) end
@@ -131,8 +144,8 @@ end
 -- @tparam string text
 -- @tparam string name the file's, for the problems
 -- @tparam[opt] table given see `load`
--- @treturn table a list of entries `{ type, blob, comment, line, options }`: `blob` is the base64 text, `options` what the server
--- has to honour, see `korv.keyoptions`
+-- @treturn table a list of entries `{ type, blob, comment, options, file, line, text }`: `blob` is the base64 text, `options` what the
+-- server has to honour, see `korv.keyoptions`, `text` the line itself
 -- @treturn table a list of problems, each as `FILE:LINE: what; mend`
 function keys.parse(text, name, given)
   local entries = {}
@@ -147,48 +160,85 @@ end
 
 local function how_to_fill(path) return "add one with `cat ~/.ssh/id_ed25519.pub >> " .. shell_word(path) .. "`" end
 
--- The text of the file. Or nil, message, name.
-local function read(path)
-  local file, message, errno = io.open(path, "rb")
-  if not file then
-    if errno == 2 then return nil, ("%s does not exist, so nobody could log in; %s"):format(path, how_to_fill(path)), "ENOENT" end
-    return nil, message, "EACCES"
+local WRITABLE = tonumber("022", 8) -- by the group or by others
+
+-- Whoever can write the file lets in whom he likes: why it cannot be trusted, or nil.
+local function mistrust(path, stat)
+  if stat.type ~= "file" then return ("%s: not a file"):format(path), "EACCES" end
+  if stat.mode & WRITABLE ~= 0 then
+    return ("%s: others can write this file (mode %04o), and so let in whom they like; mend it with: chmod go-w %s"):format(path,
+      stat.mode & 4095, shell_word(path)), "EPERM"
   end
-  local text, why = file:read("a")
-  file:close()
+  if stat.uid ~= 0 and stat.uid ~= uv.getuid() then
+    return ("%s belongs to another user (%d), who could let in whom he likes; mend it with: chown %d %s"):format(path, stat.uid,
+      uv.getuid(), shell_word(path)), "EPERM"
+  end
+end
+
+-- The text of a file that is open: what is looked at is what is read, whatever its name leads to meanwhile. Or nil, message, name.
+local function read_trusted(fd, path)
+  local stat = assert(uv.fs_fstat(fd))
+  local message, name = mistrust(path, stat)
+  if message then return nil, message, name end
+  local text, why = uv.fs_read(fd, stat.size, 0)
   if not text then return nil, ("%s: %s"):format(path, why), "EACCES" end
   return text
+end
+
+local READ = uv.constants.O_RDONLY | uv.constants.O_NONBLOCK -- a pipe would have us wait for who writes it
+
+-- Or nil, message, name.
+local function read(path)
+  local fd, message, name = uv.fs_open(path, READ, 0)
+  if not fd and name == "ENOENT" then
+    return nil, ("%s does not exist, so nobody could log in; %s"):format(path, how_to_fill(path)), "ENOENT"
+  end
+  if not fd then return nil, message, "EACCES" end
+  local text
+  text, message, name = read_trusted(fd, path)
+  uv.fs_close(fd)
+  return text, message, name
+end
+
+local function place(entry, other)
+  if entry.file == other.file then return "line " .. entry.line end
+  return ("%s:%d"):format(entry.file, entry.line)
 end
 
 -- Adds an entry's key to the set. What is wrong with it, or nil.
 local function admit(set, entry, given)
   local digest, what = given.fingerprint(entry.type, entry.blob)
   if not digest then return ("%s; copy the whole line from the .pub file again, or make a new key"):format(what) end
-  if set[digest] then return ("the same key as in line %d, which counts; remove one of them"):format(set[digest].line) end
-  set[digest] = { name = entry.comment, type = entry.type, line = entry.line, options = entry.options }
+  if set[digest] then return ("the same key as in %s, which counts; remove one of them"):format(place(set[digest], entry)) end
+  set[digest] = { name = entry.comment, type = entry.type, file = entry.file, line = entry.line, text = entry.text, options = entry.options }
 end
 
-local function no_key(path, problems)
-  if #problems == 0 then return ("%s holds no key, so nobody could log in; %s"):format(path, how_to_fill(path)), "ENOKEY" end
+local function no_key(paths, problems)
+  if #problems == 0 then
+    return ("%s holds no key, so nobody could log in; %s"):format(table.concat(paths, " + "), how_to_fill(paths[1])), "ENOKEY"
+  end
   local more = #problems > 1 and (" (and %d more like it)"):format(#problems - 1) or ""
   return ("no key can be used, so nobody could log in: %s%s"):format(problems[1], more), "ENOKEY"
 end
 
---- Reads an authorized_keys file.
--- @tparam string path
+--- Reads authorized_keys files, which nobody but their owner may be able to write, and that is root or whom this process runs as.
+-- @tparam {string,...} paths
 -- @tparam table given `fingerprint`: called with a type and a base64 text: `"SHA256:…"`, or nil and a message where the key is not sound;
 -- `address_bytes`: see `korv.keyoptions`
--- @tparam[opt=false] boolean may_be_empty whether a file without a key that can log in will do
--- @treturn ?table fingerprints to `{ name, type, line, options }` (`name` is the key's comment), and under `problems` the list of
--- those. nil where it cannot be read, or not one key can log in
+-- @tparam[opt=false] boolean may_be_empty whether files without a key that can log in will do
+-- @treturn ?table fingerprints to `{ name, type, options, file, line, text }` (`name` is the key's comment), and under `problems` the
+-- list of those. nil where one cannot be read or trusted, or not one key can log in
 -- @treturn ?string message
--- @treturn ?string name: `ENOENT`, `EACCES`, or `ENOKEY` (there is no key, or none that can be used)
-function keys.load(path, given, may_be_empty)
-  local text, message, name = read(path)
-  if not text then return nil, message, name end
-  local set = {}
-  local problems = read_lines(text, path, given, function(entry) return admit(set, entry, given) end)
-  if next(set) == nil and not may_be_empty then return nil, no_key(path, problems) end
+-- @treturn ?string name: `ENOENT`, `EACCES`, `EPERM`, or `ENOKEY` (there is no key, or none that can be used)
+function keys.load(paths, given, may_be_empty)
+  local set, problems = {}, {}
+  for _, path in ipairs(paths) do
+    local text, message, name = read(path)
+    if not text then return nil, message, name end
+    local found = read_lines(text, path, given, function(entry) return admit(set, entry, given) end)
+    table.move(found, 1, #found, #problems + 1, problems)
+  end
+  if next(set) == nil and not may_be_empty then return nil, no_key(paths, problems) end
   set.problems = problems
   return set
 end

@@ -11,6 +11,14 @@ local function is_type(wanted)
   end
 end
 
+local function is_files(value, name)
+  if type(value) ~= "table" then return ("%s must be a list of files, not %s"):format(name, kind_of(value)) end
+  if #value == 0 then return ("%s must name at least one file"):format(name) end
+  for i, file in ipairs(value) do
+    if type(file) ~= "string" then return ("%s[%d] must be a string, not %s"):format(name, i, kind_of(file)) end
+  end
+end
+
 -- What an option's value may be: a function that says what is wrong with one, or returns nil.
 local KINDS = {
   table = is_type "table", string = is_type "string", number = is_type "number", boolean = is_type "boolean",
@@ -27,12 +35,10 @@ local KINDS = {
     end
   end,
 
-  files = function(value, name)
-    if type(value) ~= "table" then return ("%s must be a list of files, not %s"):format(name, kind_of(value)) end
-    if #value == 0 then return ("%s must name at least one file"):format(name) end
-    for i, file in ipairs(value) do
-      if type(file) ~= "string" then return ("%s[%d] must be a string, not %s"):format(name, i, kind_of(file)) end
-    end
+  files = is_files,
+
+  ["file or files"] = function(value, name)
+    if type(value) ~= "string" then return is_files(value, name) end
   end,
 
   codec = function(value, name)
@@ -45,7 +51,7 @@ local KINDS = {
 --- Raises where a table has an option that is unknown or of the wrong kind.
 -- @tparam string what is called with them, for the message: `korv.server`
 -- @param given
--- @tparam table known names to kinds: a type's name, `string or false`, `seconds`, `files` or `codec`
+-- @tparam table known names to kinds: a type's name, `string or false`, `seconds`, `files`, `file or files` or `codec`
 -- @tparam int level whose fault it is, as for `error`
 function options.check(what, given, known, level)
   if type(given) ~= "table" then error(("%s: options must be a table, not %s"):format(what, kind_of(given)), level + 1) end

@@ -21,10 +21,15 @@ for code = 0, 255 do
   end
 end
 
-local function decode(text)
+--- A text without its percent-encoding; a `%` without two hex digits stays.
+-- @tparam string text
+-- @treturn string
+function router.decode(text)
   if not text:find("%", 1, true) then return text end
   return (text:gsub("%%(%x%x)", DECODED))
 end
+
+local decode = router.decode
 
 --- Where a function is defined.
 -- @tparam function fn a function, or a table that can be called

@@ -21,7 +21,8 @@ end
 
 local function new_server(options)
   return korv.server {
-    host = options.host, port = options.port, authorized_client_keys = options.authorized_keys,
+    host = options.host, port = options.port,
+    authorized_client_keys = #options.authorized_keys > 0 and options.authorized_keys or nil,
     host_keys = #options.host_key > 0 and options.host_key or nil,
     watch = not options.no_watch, drain = options.drain,
   }

@@ -20,7 +20,7 @@ Server.__index = Server
 
 -- Every option with its kind. What is not given takes its default from core or from here.
 local OPTIONS = {
-  host = "string", port = "number", host_keys = "files", authorized_client_keys = "string", passphrase = "string",
+  host = "string", port = "number", host_keys = "files", authorized_client_keys = "file or files", authorize = "function", passphrase = "string",
   revoke = "string", tracebacks = "boolean", json = "codec", max_packet_size = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
@@ -59,12 +59,16 @@ end
 
 -- Connections that were refused at a limit.
 local function refusals(server)
-  local tell = rarely(function(count, address, reason)
-    log.warn("refused a connection from %s: %s (%d refused since the last such line)", address, reason, count)
-  end)
+  local tells = {}
+  local function new_tell(reason)
+    return rarely(function(count, address)
+      log.warn("refused a connection from %s: %s (%d refused so since the last such line)", address, reason, count)
+    end)
+  end
   return function(address, reason)
     if server.on_closed then server.on_closed(1) end
-    tell(address, reason)
+    tells[reason] = tells[reason] or new_tell(reason)
+    tells[reason](address)
   end
 end
 
@@ -99,7 +103,10 @@ end
 -- - `host` the address to listen on (default: all interfaces, IPv6 and IPv4)
 -- - `port` (8022; 0 takes a free one)
 -- - `host_keys` a list of files (default `{ "ssh_host_ed25519_key" }`); one that is missing is made, ed25519
--- - `authorized_client_keys` a file in authorized_keys format (`"authorized_keys"`)
+-- - `authorized_client_keys` a file in authorized_keys format, or a list of them (`"authorized_keys"`)
+-- - `authorize` a function to be asked in place of such files, with a key `{ type, blob, fingerprint }` and a peer `{ address, login }`; it
+-- returns nil, or `{ name, roles }` of whom the key lets in. It cannot wait. It is asked when a key is offered and again when the client has
+-- signed with it, and of each session when the keys are to be read again
 -- - `passphrase` of encrypted host keys
 -- - `revoke` what becomes of the sessions of a key that is no longer authorized: `"close"` (the default) or `"keep"`
 -- - `tracebacks` whether a 500 carries its traceback (true); false: an id, under which the log has it
@@ -129,9 +136,13 @@ end
 local function new(options)
   check.check("korv.server", options, OPTIONS, 2)
   check_choices(options, 3)
+  local files = options.authorized_client_keys or "authorized_keys"
+  if options.authorize and options.authorized_client_keys then
+    error("korv.server: authorize takes the place of authorized_client_keys", 2)
+  end
   local credential, message, name = credentials {
-    host_keys = options.host_keys or { "ssh_host_ed25519_key" }, passphrase = options.passphrase,
-    authorized_client_keys = options.authorized_client_keys or "authorized_keys",
+    host_keys = options.host_keys or { "ssh_host_ed25519_key" }, passphrase = options.passphrase, authorize = options.authorize,
+    authorized_client_keys = not options.authorize and (type(files) == "table" and files or { files }) or {},
   }
   if not credential then return nil, message, name end
   core.cpu_limit(options.cpu_limit or 1) -- holds for scripts that load, too
@@ -256,13 +267,15 @@ end
 local function revoke(server)
   if server.options.revoke == "keep" or not server.core then return end
   server.core:expel(function(peer)
-    if server.credentials:holds(peer.fingerprint) then return nil end
-    log.info("the key %s of %s is no longer authorized: its session ends", peer.fingerprint, peer.name)
-    return "the key is no longer authorized"
+    local why = server.credentials:parting(peer)
+    if not why then return nil end
+    log.info("the key %s of %s %s: its session ends", peer.fingerprint, peer.name, why)
+    return "the key " .. why
   end)
 end
 
---- Reads authorized keys and host keys again. A key that is gone loses its sessions, unless the option `revoke` is `"keep"`.
+--- Reads authorized keys and host keys again. A key that is gone, or whose line says something else now, loses its
+-- sessions, unless the option `revoke` is `"keep"`.
 function Server:reload_keys()
   local ok, message = self.credentials:read_authorized()
   if ok then
@@ -294,7 +307,7 @@ end
 -- @treturn table a list of `{ folder, names, what }`: `names` is a set of files, nil for any *.lua; `what` is `"scripts"` or `"keys"`
 function Server:watched()
   local list = {}
-  add_file(list, self.credentials.options.authorized_client_keys, "keys")
+  for _, path in ipairs(self.credentials.options.authorized_client_keys) do add_file(list, path, "keys") end
   for _, path in ipairs(self.credentials.options.host_keys) do add_file(list, path, "keys") end
   for _, folder in ipairs(self.generation.folders or {}) do list[#list + 1] = { folder = folder, what = "scripts" } end
   for _, files in ipairs { self.generation.files or {}, self.tried } do
@@ -333,8 +346,11 @@ end
 local function core_options(server, sockets)
   local options = {
     sockets = sockets, keys = server.credentials.list, request = responder.Request, generation = server.generation.number,
-    authorize = function(_, _, ...) return server.credentials:peer(...) end,
-    closed = closed(server), refused = refusals(server), failed = responder.failures(server), retired = retired(server), ended = ended(server),
+    authorize = function(type, blob, fingerprint, ...)
+      return server.credentials:admit({ type = type, blob = blob, fingerprint = fingerprint }, ...)
+    end,
+    closed = closed(server), refused = refusals(server), failed = responder.failures(server), retired = retired(server),
+    ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
     converse = typed(server), handler = handler_of(server, server.generation),
   }

@@ -29,7 +29,8 @@ static int *peer_ref(net_session *s) {
   return net_session_data(s);
 }
 
-/* authorize(type, blob, fingerprint, login, address, verified) -> the peer's table | nil. Of a verified key the table is kept. */
+/* authorize(type, blob, fingerprint, login, address, verified) -> the peer's table, whether it may have terminals | nil. Of a verified key
+ * both are kept. */
 static int ask(lua_State *L) {
   const question *q = lua_touserdata(L, 1);
   int *peer = peer_ref(q->session);
@@ -41,9 +42,11 @@ static int ask(lua_State *L) {
   lua_pushstring(L, net_session_login(q->session));
   lua_pushstring(L, net_session_address(q->session));
   lua_pushboolean(L, q->verified);
-  lua_call(L, 6, 1);
-  bool allowed = lua_istable(L, -1);
+  lua_call(L, 6, 2);
+  bool allowed = lua_istable(L, -2);
   if (allowed && q->verified) {
+    net_session_allow_terminals(q->session, lua_toboolean(L, -1));
+    lua_pop(L, 1);
     ref_drop(L, peer);
     *peer = ref_take(L);
   }

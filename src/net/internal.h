@@ -15,6 +15,7 @@ enum {
   FLUSH_BYTES = 262144,     /* what one session writes before the loop turns */
   DRAINED_BYTES = 65536,    /* queued output below which a channel counts as drained */
   INPUT_BYTES = 1400000,    /* more than libssh's window: the peer ignores flow control */
+  STRANGER_BYTES = 131072,  /* more than any log-in takes: whoever sends so much without one does something else */
   MIN_PACKET_BYTES = 1024,  /* a peer that takes less per packet is refused */
 };
 
@@ -92,6 +93,7 @@ struct net_session {
   session_state state;
   bool in_reports, in_flushes, told_open, verified, logged_in, gathering;
   bool farewell; /* a server's: its peer is told why */
+  bool terminals; /* a server's: they are allowed */
   uint64_t seen_bytes; /* of counter.in_bytes: what a report has been asked for */
   uint64_t keepalive_ms, alive_bytes; /* alive_bytes: of counter.in_bytes, at the last look */
   unsigned silent; /* looks without a byte */
@@ -164,7 +166,7 @@ void net_listener_release(net_session *s); /* it is gone */
 /* serve.c */
 ssh_bind net_serve_bind(net_key **keys, size_t key_count, bool compatible, net_error *err); /* how sessions are set up */
 void net_serve_accept(net_listener *l, int fd, const char *address, const net_source *source); /* takes fd over */
-void net_serve_logged_in(net_session *s);
+void net_serve_before_log_in(net_session *s); /* after each pump: has it logged in? does it go on too long about it? */
 
 /* dial.c */
 void net_dial_step(net_session *s);

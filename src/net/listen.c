@@ -38,8 +38,12 @@ static void numeric_address(const struct sockaddr_storage *from, socklen_t len, 
 }
 
 size_t net_address_bytes(const char *text, unsigned char out[16]) {
+  char plain[INET6_ADDRSTRLEN] = "";
+  size_t len = strcspn(text, "%"); /* the interface behind a link-local address is none of its bytes */
   if (inet_pton(AF_INET, text, out) == 1) return 4;
-  if (inet_pton(AF_INET6, text, out) != 1) return 0;
+  if (len >= sizeof plain) return 0;
+  memcpy(plain, text, len);
+  if (inet_pton(AF_INET6, plain, out) != 1) return 0;
   if (!IN6_IS_ADDR_V4MAPPED((struct in6_addr *)(void *)out)) return 16;
   memmove(out, out + 12, 4);
   return 4;

@@ -39,7 +39,7 @@ typedef struct net_public_key {
 /* Set for each listener and each dialled session. owner is theirs. Only what the other role is told may be NULL. */
 typedef struct net_events {
   /* May this key in, as seen now? Called within libssh, up to twice for each key that a client offers: first when it is offered, then,
-   * with verified, when its signature has been checked. May touch no session. */
+   * with verified, when its signature has been checked. May touch no session, but say whether this one may have terminals. */
   bool (*authorize)(void *owner, net_session *s, const net_public_key *key, bool verified);
   void (*refused)(void *owner, const char *address, const char *why);         /* a connection, mostly at a limit; told outside a report */
   void (*listener_closed)(void *owner);                                       /* and the last of its sessions has gone */
@@ -122,6 +122,7 @@ net_session *net_dial(net *n, const net_dial_options *o, const net_events *event
 
 /* Tells session_closed at the next net_report. A server tells its peer `why`. */
 void net_session_close(net_session *s, const char *name, const char *why);
+void net_session_allow_terminals(net_session *s, bool on); /* a server's, on whose channels none is allowed otherwise */
 size_t net_session_channels(const net_session *s);
 bool net_session_is_open(const net_session *s);        /* logged in, and not at its end */
 const net_error *net_session_why(const net_session *s); /* why it has ended; NULL while it has not */

@@ -71,10 +71,15 @@ static void on_login_late(uv_timer_t *timer) {
   net_session_fail(s, "ETIMEDOUT", "no log-in within %.3g s", (double)s->listener->options.login_ms / 1000);
 }
 
-void net_serve_logged_in(net_session *s) {
-  s->logged_in = true;
-  net_listener_know(s);
-  net_session_opened(s);
+/* The library drops what it cannot verify without a word to us, so that attempts of this kind are counted by their bytes only. */
+void net_serve_before_log_in(net_session *s) {
+  if (s->verified) {
+    s->logged_in = true;
+    net_listener_know(s);
+    net_session_opened(s);
+  } else if (s->counter.in_bytes > STRANGER_BYTES) {
+    net_session_fail(s, "EPROTO", "%d bytes without a log-in", STRANGER_BYTES);
+  }
 }
 
 /* ---- channels ------------------------------------------------------------------------------------------------------------------------ */
@@ -114,7 +119,7 @@ static void set_size(net_channel *c, int columns, int rows) {
 static int on_pty(ssh_session ssh, ssh_channel channel, const char *name, int columns, int rows, int wide, int high, void *userdata) {
   (void)ssh, (void)channel, (void)wide, (void)high;
   net_channel *c = userdata;
-  if (c->terminal || c->has_way || !(is_open(c, NET_EXEC) || is_open(c, NET_SHELL))) return SSH_ERROR;
+  if (c->terminal || c->has_way || !c->session->terminals || !(is_open(c, NET_EXEC) || is_open(c, NET_SHELL))) return SSH_ERROR;
   c->terminal = calloc(1, sizeof *c->terminal);
   if (!c->terminal) return SSH_ERROR;
   strncpy(c->terminal->name, name, sizeof c->terminal->name - 1);

@@ -129,7 +129,7 @@ void net_session_pump(net_session *s) {
     }
     if (s->counter.in_bytes - before != 4096) break; /* a short read: the socket is empty */
   }
-  if (s->verified && s->state == SESSION_KEX) net_serve_logged_in(s);
+  if (s->listener && s->state == SESSION_KEX) net_serve_before_log_in(s);
   s->seen_bytes = s->counter.in_bytes;
   net_session_changed(s);
   net_session_written(s); /* a window may have grown, which no callback tells */
@@ -221,6 +221,7 @@ void net_session_opened(net_session *s) {
 
 /* ---- what others ask ---------------------------------------------------------------------------------------------------------------- */
 
+void net_session_allow_terminals(net_session *s, bool on) { s->terminals = on; }
 void net_session_set_data(net_session *s, void *data) { s->data = data; }
 void *net_session_data(const net_session *s) { return s->data; }
 const char *net_session_address(const net_session *s) { return s->address; }
