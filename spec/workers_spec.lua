@@ -233,7 +233,8 @@ describe("korv serve --workers", function()
     local server = serving.start { workers = 3, env = { KORV_SPEC_LEASH = "none" } }
     local pids, outcomes = server:workers(), {}
     for i, client in ipairs(dial_all(server, 6)) do
-      client:call("GET", "/work", { name = "w" .. i, seconds = 1 }, { callback = function(response) outcomes[#outcomes + 1] = response end })
+      local function done(response) outcomes[#outcomes + 1] = response end
+      client:call("GET", "/work", { name = "w" .. i, seconds = 1 }, { callback = done })
     end
     serving.await(server, "all have begun", function() return occurrences(support.read(support.path "begun"), "\n") == 6 end)
     uv.kill(server.pid, "sigkill")

@@ -215,6 +215,7 @@ static int finish(lua_State *L) {
 
 /* caller:close(): of one without a channel of SSH's; what runs for it is cancelled. */
 static int close_(lua_State *L) {
+  hub *h = hub_get(L);
   caller *box = check(L);
   channel *c = box->channel;
   if (!c || c->net) return 0;
@@ -222,7 +223,7 @@ static int close_(lua_State *L) {
   request_orphan(c);
   ref_drop(L, &c->peer);
   part(L, c);
-  hub_poke(hub_get(L));
+  hub_poke(h);
   free(c);
   return 0;
 }
