@@ -70,7 +70,9 @@ local function run(command, stdin, at)
   return { done.code, done.stdout, done.stderr }
 end
 
-local function start(options, command, at) return support.start(ssh(at or server, options, command), { stdin = true, env = { TERM = "dumb" } }) end
+local function start(options, command, at)
+  return support.start(ssh(at or server, options, command), { stdin = true, env = { TERM = "dumb" } })
+end
 
 -- At a terminal: what its window shows, after the ssh has ended.
 local function at_terminal(command, env)

@@ -69,9 +69,9 @@ end
 -- @tparam table options as for `start`
 function serving.argv(options)
   local argv = append(words(os.getenv "KORV_WRAP" or ""), options.before)
-  append(argv, { "lua5.4", support.root .. "/spec/peers/quick_korv.lua", "serve", "--host", "127.0.0.1", "--no-watch",
+  append(argv, { "lua5.4", support.root .. "/spec/peers/quick_korv.lua", "serve", "--host", "127.0.0.1",
     "--port", tostring(options.port or 0), "--host-key", options.host_key or support.key "host",
-    "--authorized-keys", support.authorized_keys "client" })
+    "--authorized-keys", support.authorized_keys "client", "--no-watch" })
   if options.workers then append(argv, { "--workers", tostring(options.workers) }) end
   append(argv, options.arguments)
   return append(argv, { options.script or support.root .. "/spec/data/serving.lua" })

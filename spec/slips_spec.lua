@@ -69,6 +69,27 @@ describe("a slip", function()
     assert.equal(200, caller:get("/hello").code)
   end)
 
+  it("in a finalizer that runs when korv has gone is an error there, and the end of the program is a good one", function()
+    local path = support.write("late.lua", [[
+      local core
+      local function try(name, ...)
+        local ok, problem = pcall(core[name], ...)
+        return not ok and problem:find "the program is ending" and name
+      end
+      local late = setmetatable({}, { __gc = function() -- made before korv, so it goes after it
+        for name, value in pairs(core) do
+          if type(value) == "function" and name ~= "log_write" then print(try(name, 1) or try(name, print) or try(name, {}) or "-") end
+        end
+      end })
+      core = require "korv.core"
+      core.late = late]])
+    local done = support.run({ "lua5.4", path }, { env = { LUA_PATH = package.path, LUA_CPATH = package.cpath } })
+    assert.same({ 0, 0, "" }, { done.code, done.signal, done.stderr })
+    for _, name in ipairs { "sleep", "spawn", "timer", "ticket", "here", "cpu_limit" } do
+      assert.truthy(("\n" .. done.stdout):find("\n" .. name .. "\n", 1, true), name)
+    end
+  end)
+
   it("a port that is taken leaves nothing behind, whoever tries again and again", function()
     for _ = 1, 5 do
       local own = pair.new_server { port = server.port }

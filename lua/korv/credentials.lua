@@ -18,7 +18,8 @@ local GIVEN = { fingerprint = core.public_key, address_bytes = core.address_byte
 local function is_secret(path)
   local stat = uv.fs_stat(path)
   if not stat or stat.uid == 0 or stat.uid == uv.getuid() then return true end -- one that is not there is made, or named
-  return nil, ("%s belongs to another user (%d), who can read it; mend it with: chown %d %s"):format(path, stat.uid, uv.getuid(), path), "EPERM"
+  local message = ("%s belongs to another user (%d), who can read it; mend it with: chown %d %s"):format(path, stat.uid, uv.getuid(), path)
+  return nil, message, "EPERM"
 end
 
 local function load_host_key(path, passphrase, may_make)
@@ -99,7 +100,8 @@ end
 
 -- A grant is `name`, `roles`, `only`, `pty`, and `mark`, a text that is another one where any of these is. Or nil and why there is none.
 local function ask_function(self, key, login, address)
-  local given = self.options.authorize({ type = key.type, blob = key.blob, fingerprint = key.fingerprint }, { address = address, login = login })
+  local shown = { type = key.type, blob = key.blob, fingerprint = key.fingerprint }
+  local given = self.options.authorize(shown, { address = address, login = login })
   if not given then return nil, "is not authorized" end
   check_grant(given)
   local name, roles = given.name or "", given.roles or {}

@@ -88,11 +88,11 @@ static bool serve_members(struct link *l, struct stream *s) {
 
 static bool serve_lines(struct link *l, struct stream *s) {
   struct text request;
-  size_t done, taken;
+  size_t done;
   bool alive;
   do {
     done = 0;
-    while (s->out.length < OUT_MOST_BYTES && (taken = line_read(s->in.at + done, s->in.length - done, &request))) {
+    for (size_t taken; s->out.length < OUT_MOST_BYTES && (taken = line_read(s->in.at + done, s->in.length - done, &request));) {
       done += taken;
       answer(&s->out, request);
       bytes_add(&s->out, "\n", 1);
@@ -222,7 +222,7 @@ static void read_options(struct server *server, int argc, char **argv) {
     else if (option == 'a')
       server->authorized_key = optarg;
     else if (option == 'p')
-      server->port = atoi(optarg);
+      server->port = (int)strtol(optarg, NULL, 10);
     else
       exit(1);
   }

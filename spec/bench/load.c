@@ -172,7 +172,8 @@ static ssh_session log_in(const struct options *o, ssh_key key) {
   if (!ssh) fail("out of memory");
   ssh_options_set(ssh, SSH_OPTIONS_PROCESS_CONFIG, &(bool){false});
   ssh_options_set(ssh, SSH_OPTIONS_HOST, o->host);
-  ssh_options_set(ssh, SSH_OPTIONS_PORT, &(unsigned){(unsigned)o->port});
+  unsigned port = (unsigned)o->port;
+  ssh_options_set(ssh, SSH_OPTIONS_PORT, &port);
   ssh_options_set(ssh, SSH_OPTIONS_USER, "bench");
   ssh_options_set(ssh, SSH_OPTIONS_TIMEOUT, &o->timeout_s);
   ssh_options_set(ssh, SSH_OPTIONS_NODELAY, &(int){1});

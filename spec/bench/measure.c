@@ -78,13 +78,13 @@ uint64_t cpu_clocks_ns(const struct cpu_clocks *c) {
 static size_t bucket_of(uint64_t value) {
   if (value < HISTOGRAM_STEPS) return (size_t)value;
   unsigned shift = 63u - (unsigned)__builtin_clzll(value) - 6u;
-  return (size_t)(shift * HISTOGRAM_STEPS + (value >> shift));
+  return (size_t)shift * HISTOGRAM_STEPS + (size_t)(value >> shift);
 }
 
 static uint64_t bucket_middle(size_t bucket) {
-  if (bucket < 2 * HISTOGRAM_STEPS) return bucket;
+  if (bucket / 2 < HISTOGRAM_STEPS) return bucket;
   unsigned shift = (unsigned)(bucket / HISTOGRAM_STEPS) - 1;
-  uint64_t low = (uint64_t)(bucket - shift * HISTOGRAM_STEPS) << shift;
+  uint64_t low = (uint64_t)(bucket - (size_t)shift * HISTOGRAM_STEPS) << shift;
   return low + ((uint64_t)1 << shift) / 2;
 }
 

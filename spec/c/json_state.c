@@ -87,11 +87,12 @@ bool same(lua_State *L, int a, int b) {
   if (lua_type(L, a) != LUA_TNUMBER) return lua_rawequal(L, a, b);
   if (lua_isinteger(L, a) || lua_isinteger(L, b)) return lua_isinteger(L, a) && lua_isinteger(L, b) && lua_rawequal(L, a, b);
   double x = lua_tonumber(L, a), y = lua_tonumber(L, b);
-  return memcmp(&x, &y, sizeof x) == 0;
+  return memcmp(&x, &y, sizeof x) == 0; /* NOLINT(bugprone-suspicious-memory-comparison,cert-exp42-c,cert-flp37-c): to the last bit */
 }
 
 int decode_with(lua_State *L, const char *text, size_t len, const host_json_limits *limits, host_json_error *err) {
   char *exact = malloc(len + (len == 0));
+  assert_non_null(exact);
   memcpy(exact, text, len);
   int top = lua_gettop(L), result = host_json_decode(L, exact, len, limits, NULL, 0, err);
   assert_int_equal(lua_gettop(L), result == 0 ? top + 1 : top);

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <lauxlib.h>
 #include <lualib.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -146,7 +147,7 @@ static void the_limit_can_change_from_within(void **state) {
 
 static void odd_limits(void **state) {
   const world *o = *state;
-  static const double never[] = {-1, 0, 0.0 / 0.0, 1e300};
+  static const double never[] = {-1, 0, NAN, 1e300};
   for (size_t i = 0; i < sizeof never / sizeof *never; i++) {
     assert_int_equal(watchdog_limit(o->w, never[i]), 0);
     push_busy(o, 0.03);

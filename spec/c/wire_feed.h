@@ -18,6 +18,9 @@ enum { WHOLE = 0, BYTE_BY_BYTE = 1 }; /* any larger value is a seed for random c
  * is not counted. */
 wire_buf feed(wire_codec *z, const wire_limits *limits, const char *bytes, size_t n, uint64_t cuts);
 
+/* Feeds them whole, byte by byte and in random cuts, insists that the transcript is the same, and returns it. */
+wire_buf feed_every_way(wire_codec *z, const wire_limits *limits, const char *bytes, size_t n, uint64_t seed);
+
 /* Calls wire_reader_next until it wants more, and adds to the transcript. */
 void drain(wire_reader *r, wire_buf *in, wire_buf *transcript);
 

@@ -22,6 +22,7 @@ static struct {
   size_t streams; /* of zlib, made so far */
 } heap;
 
+/* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): the names are what the linker makes them */
 void *__real_malloc(size_t n);
 void *__real_calloc(size_t n, size_t each);
 void *__real_realloc(void *p, size_t n);
@@ -33,6 +34,7 @@ void *__wrap_calloc(size_t n, size_t each);
 void *__wrap_realloc(void *p, size_t n);
 void __wrap_free(void *p);
 int __wrap_inflateInit2_(z_stream *s, int bits, const char *version, int size);
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 static bool refuse(void) {
   return ++heap.calls == heap.fail_at;
@@ -169,7 +171,7 @@ static void idle_channels_hold_nothing(void **state) {
   size_t before = heap.live_bytes;
   for (int i = 0; i < CHANNELS; i++) readers[i] = wire_reader_new(z, &LIMITS);
   size_t idle = heap.live_bytes - before;
-  assert_true(idle <= CHANNELS * SMALL_BYTES);
+  assert_true(idle <= (size_t)CHANNELS * SMALL_BYTES);
   for (int i = 0; i < CHANNELS; i++) { /* one after the other: one stream serves them all */
     wire_buf_append(&in, member.base, member.len - 1);
     assert_int_equal(wire_reader_next(readers[i], &in, &m), WIRE_MORE);
@@ -181,13 +183,13 @@ static void idle_channels_hold_nothing(void **state) {
     wire_buf_append(&in, member.base, member.len - 1);
     assert_int_equal(wire_reader_next(readers[i], &in, &m), WIRE_MORE);
   }
-  assert_true(heap.live_bytes - before > idle + CHANNELS * SMALL_BYTES);
+  assert_true(heap.live_bytes - before > idle + (size_t)CHANNELS * SMALL_BYTES);
   for (int i = 0; i < CHANNELS / 2; i++) {
     wire_buf_append(&in, member.base + member.len - 1, 1);
     expect_message(readers[i], &in, strlen(TEXT));
   }
   for (int i = CHANNELS / 2; i < CHANNELS; i++) assert_int_equal(wire_reader_end(readers[i], &in, &m), WIRE_TRUNCATED);
-  assert_true(heap.live_bytes - before <= idle + STREAMS_KEPT * STREAM_BYTES);
+  assert_true(heap.live_bytes - before <= idle + (size_t)STREAMS_KEPT * STREAM_BYTES);
   for (int i = 0; i < CHANNELS; i++) wire_reader_free(readers[i]);
   wire_buf_free(&in);
   wire_buf_free(&member);
@@ -346,6 +348,7 @@ static void want_of_memory_is_told_and_leaks_nothing(void **state) {
   (void)state;
   enum { LEN = 3000000 };
   char *text = malloc(LEN);
+  assert_non_null(text);
   dice d = 3;
   for (size_t i = 0; i < LEN; i++) text[i] = (char)('a' + dice_below(&d, 3));
   wire_buf member = {0};

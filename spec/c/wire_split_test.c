@@ -121,7 +121,7 @@ static void cuts_change_nothing(void **state) {
 static void cuts_change_nothing_of_large_messages(void **state) {
   (void)state;
   enum { LINE = 300000, MEMBER = 3000000 };
-  wire_limits limits = {MEMBER, MEMBER * 2};
+  wire_limits limits = {MEMBER, (size_t)MEMBER * 2};
   dice d = 7;
   for (int level = 0; level < 10; level += 3) {
     wire_buf in = {0}, text = {0};
@@ -189,7 +189,7 @@ static void a_large_member_cut_anywhere_is_too_large_or_truncated(void **state) 
   (void)state;
   enum { LIMIT = (1 << 16) + 50, LEN = 200000 };
   const wire_limits limits = {LIMIT, 1 << 20};
-  static const char zeros[LEN];
+  static const char zeros[LEN] = {0};
   wire_buf member = {0};
   put_member(&member, &(member_spec){.text = zeros, .len = LEN, .level = 9});
   for (size_t n = 1; n < member.len; n++) {

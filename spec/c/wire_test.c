@@ -107,7 +107,8 @@ static void a_byte_is_scanned_once(void **state) {
   wire_message m;
   put_text(&in, "abc");
   assert_int_equal(wire_reader_next(r, &in, &m), WIRE_MORE);
-  wire_buf_at(&in)[1] = '\n'; /* seen only by a reader that looks again */
+  char *at = wire_buf_at(&in);
+  at[1] = '\n'; /* seen only by a reader that looks again */
   put_text(&in, "d\n");
   assert_int_equal(wire_reader_next(r, &in, &m), WIRE_MESSAGE);
   assert_int_equal(m.len, 4);
@@ -364,6 +365,7 @@ static void what_is_written_can_be_read(void **state) {
   (void)state;
   enum { MOST = 200000 };
   char *text = malloc(MOST);
+  assert_non_null(text);
   dice d = 42;
   for (size_t len = 0; len <= MOST; len += len < 1100 ? 1 : 1 + len / 3) {
     for (size_t i = 0; i < len; i++) text[i] = (char)(len % 2 ? dice_below(&d, 256) : ' ' + dice_below(&d, 8));

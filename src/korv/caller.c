@@ -237,6 +237,7 @@ static int hold(lua_State *L) {
 
 /* caller:close(): of one without a channel of SSH's; what runs for it is cancelled. Not from within its handler `answer`. */
 static int close_(lua_State *L) {
+  hub *h = hub_get(L);
   caller *box = check(L);
   channel *c = box->channel;
   if (!c || c->net) return 0;
@@ -246,7 +247,7 @@ static int close_(lua_State *L) {
   wire_buf_free(&c->senders);
   ref_drop(L, &c->peer);
   part(L, c);
-  hub_poke(hub_get(L));
+  hub_poke(h);
   free(c);
   return 0;
 }

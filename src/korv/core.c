@@ -6,6 +6,7 @@
 /* Timers and handles of the loop outlive the Lua state that loaded us: the code must stay mapped. */
 static void stay_loaded(void) {
   Dl_info self;
+  /* NOLINTNEXTLINE(performance-no-int-to-ptr): of a function C makes no pointer to data in any other way */
   if (dladdr((void *)(uintptr_t)stay_loaded, &self)) dlopen(self.dli_fname, RTLD_NOW | RTLD_NODELETE);
 }
 

@@ -175,7 +175,7 @@ static int luv_callback(lua_State *L, int nargs, int nresults, int flags) {
   int top = lua_gettop(L) - nargs; /* where the function is */
   lua_pushcfunction(L, with_traceback);
   lua_insert(L, top);
-  hub *h = hub_get(L); /* NULL: the state closes */
+  hub *h = hub_find(L); /* NULL: the state closes */
   int status = h ? host_pcall(h->host, L, nargs, nresults, top) : lua_pcall(L, nargs, nresults, top);
   lua_remove(L, top);
   if (status == LUA_OK) return nresults == LUA_MULTRET ? lua_gettop(L) - top + 1 : nresults;
@@ -283,11 +283,17 @@ static void open_luv(lua_State *L) {
   luv_set_callback(L, luv_callback);
 }
 
-hub *hub_get(lua_State *L) {
+hub *hub_find(lua_State *L) {
   lua_getfield(L, LUA_REGISTRYINDEX, HUB);
   hub **box = lua_touserdata(L, -1);
   lua_pop(L, 1);
   return box ? *box : NULL;
+}
+
+hub *hub_get(lua_State *L) {
+  hub *h = hub_find(L);
+  if (!h) luaL_error(L, "korv cannot be used any more: the program is ending, and this is a finalizer that runs late");
+  return h;
 }
 
 void hub_open(lua_State *L) {
@@ -295,7 +301,7 @@ void hub_open(lua_State *L) {
   lua_setfield(L, -2, "set_log");
   lua_pushcfunction(L, cpu_limit);
   lua_setfield(L, -2, "cpu_limit");
-  if (hub_get(L)) return; /* the module is loaded a second time */
+  if (hub_find(L)) return; /* the module is loaded a second time */
   open_luv(L);
   ignore_broken_pipes();
   hub **box = lua_newuserdatauv(L, sizeof *box, 0);

@@ -62,7 +62,8 @@ struct hub {
 };
 
 void hub_open(lua_State *L); /* makes it where there is none; the module's table is on top of the stack, it gets set_log; raises */
-hub *hub_get(lua_State *L);
+hub *hub_find(lua_State *L); /* NULL: it has gone, and the state is being closed */
+hub *hub_get(lua_State *L);  /* raises then, for only a finalizer runs so late */
 void hub_poke(hub *h); /* something was queued outside a turn */
 void hub_handle_closed(hub *h);
 

@@ -201,7 +201,7 @@ void log_close(hub *h) {
 static int write_(lua_State *L) {
   size_t len;
   const char *line = luaL_checklstring(L, 1, &len);
-  hub *h = hub_get(L);
+  hub *h = hub_find(L);
   if (h)
     log_line(h, line, len);
   else
@@ -211,7 +211,7 @@ static int write_(lua_State *L) {
 
 /* log_flush(): writes what stderr takes at once. */
 static int flush(lua_State *L) {
-  hub *h = hub_get(L);
+  hub *h = hub_find(L);
   if (h) log_flush(h);
   return 0;
 }

@@ -437,8 +437,8 @@ static int send_(lua_State *L) {
 
 /* remaining() -> seconds | nil: what is left to the request whose endpoint calls this. */
 static int remaining(lua_State *L) {
-  hub *h = hub_get(L);
-  const host_task *running = host_task_running(h->host);
+  hub *h = hub_find(L);
+  const host_task *running = h ? host_task_running(h->host) : NULL;
   const request *r = running ? host_task_owner(running, on_done) : NULL;
   if (!r || !r->deadline) return 0;
   uint64_t now = uv_now(h->loop);
@@ -448,7 +448,8 @@ static int remaining(lua_State *L) {
 
 /* request_id() -> string | nil: the JSON text of the id of the request whose endpoint calls this. */
 static int request_id(lua_State *L) {
-  const host_task *running = host_task_running(hub_get(L)->host);
+  hub *h = hub_find(L);
+  const host_task *running = h ? host_task_running(h->host) : NULL;
   const request *r = running ? host_task_owner(running, on_done) : NULL;
   if (!r) return 0;
   lua_pushlstring(L, r->id, r->id_len);

@@ -129,7 +129,7 @@ static size_t connections_allowed(size_t wanted) {
   files.rlim_cur = files.rlim_max;
   setrlimit(RLIMIT_NOFILE, &files);
   if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur == RLIM_INFINITY) return wanted;
-  size_t carried = files.rlim_cur > 2 * SPARE_FDS ? (files.rlim_cur - SPARE_FDS) / FDS_PER_SESSION : 16;
+  size_t carried = files.rlim_cur / 2 > SPARE_FDS ? (files.rlim_cur - SPARE_FDS) / FDS_PER_SESSION : 16;
   return wanted < carried ? wanted : carried;
 }
 

@@ -158,7 +158,7 @@ static void on_poll(uv_poll_t *h, int status, int events) {
 
 void net_session_mask(net_session *s) {
   if (s->poll_fd < 0) return;
-  int mask = UV_READABLE | (ssh_get_status(s->ssh) & SSH_WRITE_PENDING ? UV_WRITABLE : 0);
+  int mask = UV_READABLE | ((ssh_get_status(s->ssh) & SSH_WRITE_PENDING) ? UV_WRITABLE : 0);
   if (mask == s->poll_mask) return; /* each start is two system calls */
   s->poll_mask = mask;
   uv_poll_start(&s->poll, mask, on_poll);

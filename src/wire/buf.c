@@ -15,6 +15,7 @@ void wire_buf_free(wire_buf *b) {
 }
 
 static void move_to_front(wire_buf *b) {
+  /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): what was consumed had a base */
   memmove(b->base, b->base + b->head, b->len);
   b->head = 0;
 }

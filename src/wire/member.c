@@ -74,7 +74,7 @@ struct wire_member {
 };
 
 static void enter(wire_member *member, enum part part) {
-  while (flag_of[part] & ~member->flags) part++;
+  while (flag_of[part] & ~member->flags) part++; /* NOLINT(clang-analyzer-core.UndefinedBinaryOperatorResult): TRAILER has no flag */
   member->part = part;
   member->have = 0;
 }
