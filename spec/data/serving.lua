@@ -34,6 +34,7 @@ end
 
 return function(app)
   if os.getenv "KORV_SPEC_LEASH" ~= "none" then leash(app.state) end
+  app.state.file = app.state.file or assert(io.open(arg[0])) -- as apps do; not closed on exec
 
   app:get("/pid", function() return 200, pid end)
   app:get("/who", function() return 200, { pid = pid, generation = app.generation } end)
