@@ -95,6 +95,19 @@ local function converse(input, term, ...)
   return support.run(ssh(server, "-tt", ...), { stdin = input, env = { TERM = term or "xterm" }, timeout = 60 })
 end
 
+-- The server's memory, once it has settled.
+local function settled()
+  local last, same = 0, 0
+  assert(support.wait_for(function()
+    local now = server:rss_bytes()
+    same = now == last and same + 1 or 0
+    last = now
+    uv.sleep(20)
+    return same >= 25
+  end))
+  return last
+end
+
 setup(function()
   server = support.serve "spec/data/console.lua"
   start_tmux()
@@ -315,11 +328,11 @@ describe("a console ends", function()
   it("when the server stops, and is told so", function()
     local stopping = support.serve "spec/data/console.lua"
     local idle, busy = open { server = stopping }, open { server = stopping }
-    busy:type "GET /wait?s=1\n"
-    busy:expect "s=1$"
+    busy:type "GET /wait?s=3\n"
+    busy:expect "s=3$"
     uv.kill(stopping.pid, "sigterm")
     idle:expect "\nkorv>\nThe server is stopping%.\n[^\n]*\nstatus 5$" -- between them ssh says that the connection is closed
-    busy:expect "\n%d+\n200 in 1%.%d s\nkorv>\nThe server is stopping%.\n[^\n]*\nstatus 5$"
+    busy:expect "\n%d+\n200 in 3%.%d s\nkorv>\nThe server is stopping%.\n[^\n]*\nstatus 5$"
     stopping.must_end_well = nil
     assert.equal(0, stopping:wait().code)
     close(idle)
@@ -341,7 +354,7 @@ end)
 describe("a console without a person", function()
   it("sends a dumb terminal no control sequences", function()
     for _, term in ipairs { "dumb", "", "unknown" } do
-      local done = converse("GET /helx\8lo\nGET /n\t\1\2\12\16\nhelp /users\nGET /nasty\nexit\n", term)
+      local done = converse("GET /helx\8lo\nGET /n\t\1\2\12\16\nhelp /users\nGET /nasty\nGET /nasty/stream\nexit\n", term)
       assert.equal(0, done.code, done.stderr)
       assert.matches("Hello World!", done.stdout)
       assert.is_nil(done.stdout:gsub("\r\n", ""):find "[%z\1-\6\8-\31\127\x80-\x9f]", done.stdout)
@@ -370,6 +383,14 @@ describe("a console without a person", function()
     assert.is_true(server:rss_bytes() < before + 32 * 1024 * 1024)
   end)
 
+  it("reads no more than is typed ahead while a request runs", function()
+    local before = server:rss_bytes()
+    local eager = support.start(ssh(server, "-tt"), { stdin = "GET /wait?s=60\n" .. ("GET /hello\n"):rep(2 * 1024 * 1024),
+      env = { TERM = "xterm" } })
+    assert.is_true(settled() < before + 16 * 1024 * 1024)
+    eager:kill()
+  end)
+
   it("reads no more than it can show to somebody who does not read", function()
     local before = server:rss_bytes()
     local stuck = {}
@@ -378,14 +399,7 @@ describe("a console without a person", function()
       assert(support.wait_for(function() return #stuck[i].stdout > 100000 end), "nothing comes")
       uv.kill(stuck[i].pid, "sigstop")
     end
-    local last = -1
-    support.wait_for(function() -- it has settled
-      local now = server:rss_bytes()
-      local same = now == last
-      last = now
-      uv.sleep(100)
-      return same
-    end)
+    local last = settled()
     assert.is_true(last < before + 16 * 1024 * 1024, ("%d KiB more"):format((last - before) // 1024))
     assert.matches("Hello World!", converse("GET /hello\nexit\n", "dumb").stdout)
     for _, process in ipairs(stuck) do process:kill() end
