@@ -7,6 +7,7 @@ local check = require "korv.options"
 local credentials = require "korv.credentials"
 local generation = require "korv.generation"
 local log = require "korv.log"
+local metrics = require "korv.metrics"
 local service = require "korv.service"
 local task = require "korv.task"
 local uv = require "luv"
@@ -115,6 +116,13 @@ local function with_codec(json, handler)
   end
 end
 
+-- What answers the requests of a generation of this app.
+local function handler_of(server, answering)
+  metrics.add(answering, server, "/korv")
+  local counting = { mark = core.mark, slot = function(entry) return server.slots:of(entry) end }
+  return with_codec(server.options.json, answering:handler(core.deadline, counting))
+end
+
 --- Makes a server and reads its keys. It listens from `start` or `listen` on.
 -- @tparam table options
 --
@@ -158,6 +166,7 @@ local function new(options)
   local own = app.new()
   return setmetatable({
     options = options, credentials = credential, app = own, state = own.state, reloads = {},
+    slots = metrics.slots(), reload_counts = { done = 0, failed = 0 },
     generation = { app = own, number = 1 }, generations = {}, -- those that are not over yet, by their numbers
     --- Of each host key: `fingerprint`, `type`, `path`.
     host_keys = credential.host_keys,
@@ -211,7 +220,7 @@ function Server:commit(loaded)
   local last = self.generation
   self.generation, self.generations[loaded.number] = loaded, loaded
   if last.stop then last:stop() end
-  self.core:handle(with_codec(self.options.json, loaded.app:handler(core.deadline)), loaded.number)
+  self.core:handle(handler_of(self, loaded.app), loaded.number)
   loaded:start()
   if self.on_watched then self.on_watched() end
 end
@@ -225,12 +234,15 @@ local function reload_alone(server, done)
     if loaded and not server.core then message = "the server has stopped" end
     if message then
       if loaded then server:discard(loaded) end
+      server.reload_counts.failed = server.reload_counts.failed + 1
       log.error("not reloaded, generation %d goes on: %s", server.generation.number, message)
       if server.on_watched then server.on_watched() end
       return done(nil, message)
     end
+    local endpoints = #loaded.app.routes:entries()
     server:commit(loaded)
-    log.info("reloaded: generation %d, endpoints: %d", loaded.number, #loaded.app.routes:entries())
+    server.reload_counts.done = server.reload_counts.done + 1
+    log.info("reloaded: generation %d, endpoints: %d", loaded.number, endpoints)
     done(true)
   end)
 end
@@ -336,7 +348,8 @@ local function core_options(server, sockets)
     authorize = function(_, _, ...) return server.credentials:peer(...) end,
     converse = converse, ways = server.options.ways, closed = closed(server), refused = refusals(server), failed = failures(server), retired = retired(server), ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
-    handler = with_codec(server.options.json, server.generation.app:handler(core.deadline)),
+    handler = handler_of(server, server.generation.app),
+    slot = function(request) return server.slots:of_request(server.generation.app, request) end,
   }
   for name in pairs(OPTIONS) do
     if options[name] == nil then options[name] = server.options[name] end
@@ -366,6 +379,7 @@ function Server:listen(sockets)
   local listening
   listening, message, name = check.call("korv.server", 2, core.server, core_options(self, sockets))
   if not listening then return nil, message, name end
+  self.started_ns = uv.hrtime()
   self.core, self.sockets, self.port = listening, sockets, sockets[1] and core.socket_port(sockets[1])
   if self.generation.start then
     self.generations[self.generation.number] = self.generation
@@ -435,6 +449,7 @@ function Server:drain(seconds, done)
     done()
   end)
   patience:start(seconds or self.options.drain or 30)
+  self.draining = true
   listening:drain()
 end
 
@@ -444,11 +459,10 @@ function Server:stop()
 end
 
 --- How it is doing.
--- @treturn table `connections`, `in_flight`, `requests` (ever), `generation`
+-- @treturn table `connections`, `in_flight`, `requests` (ever), `generation`; while it listens, all that GET /korv/metrics tells
 function Server:counters()
-  local connections, in_flight, requests = 0, 0, 0
-  if self.core then connections, in_flight, requests = self.core:counts() end
-  return { connections = connections, in_flight = in_flight, requests = requests, generation = self.generation.number }
+  if self.core then return metrics.snapshot(self) end
+  return { connections = 0, in_flight = 0, requests = 0, generation = self.generation.number }
 end
 
 return new

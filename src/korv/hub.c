@@ -24,9 +24,12 @@ static void tell_time(hub *h) {
   h->time_len = (size_t)snprintf(h->time, sizeof h->time, "%lld.%06ld", (long long)now.tv_sec, now.tv_nsec / 1000);
 }
 
+uint64_t hub_clock(hub *h) { return h->clock_ns = uv_hrtime(); }
+
 static int turn_protected(lua_State *L) {
   hub *h = lua_touserdata(L, 1);
   tell_time(h);
+  hub_clock(h);
   bool more = net_report(h->net);
   more |= net_flush(h->net); /* answers do not wait for what the tasks compute */
   more |= host_run(h->host, L);

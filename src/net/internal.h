@@ -52,6 +52,7 @@ struct net_listener {
   listen_socket sockets[NET_SOCKETS];
   size_t socket_count, closing_handles;
   size_t sessions, unauthenticated;
+  net_traffic past; /* of the sessions that have gone */
   bool closed; /* to new connections */
 };
 
@@ -148,7 +149,7 @@ void net_session_opened(net_session *s); /* logged in, and for a client its firs
 void net_session_deadline(net_session *s, uint64_t ms, uv_timer_cb cb);
 
 /* listen.c */
-void net_listener_release(net_listener *l, bool logged_in); /* a session of it is gone */
+void net_listener_release(net_listener *l, const net_session *s); /* a session of it is gone */
 
 /* serve.c */
 ssh_bind net_serve_bind(net_key **keys, size_t key_count, net_error *err); /* how sessions are set up */

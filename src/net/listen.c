@@ -212,10 +212,26 @@ void net_listener_close(net_listener *l) {
   net_listener_visit(l, end_session, NULL);
 }
 
-void net_listener_release(net_listener *l, bool logged_in) {
+static void add_traffic(net_traffic *sum, const net_session *s) {
+  sum->sessions++;
+  sum->in_bytes += s->counter.in_bytes;
+  sum->out_bytes += s->counter.out_bytes;
+}
+
+void net_listener_release(net_listener *l, const net_session *s) {
   l->sessions--;
-  if (!logged_in) l->unauthenticated--;
+  if (!s->logged_in) l->unauthenticated--;
+  add_traffic(&l->past, s);
   free_if_over(l);
 }
 
 size_t net_listener_sessions(const net_listener *l) { return l->sessions; }
+
+net_traffic net_listener_traffic(const net_listener *l) {
+  net_traffic sum = l->past;
+  const net_session *s;
+  LIST_FOREACH(s, &l->net->sessions, all) {
+    if (s->listener == l) add_traffic(&sum, s);
+  }
+  return sum;
+}

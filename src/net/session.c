@@ -66,7 +66,7 @@ static void session_free(net_session *s) {
   if (s->poll_fd >= 0) close(s->poll_fd);
   net_channel *c;
   while ((c = TAILQ_FIRST(&s->channels))) net_channel_free(c, true);
-  if (s->listener) net_listener_release(s->listener, s->logged_in);
+  if (s->listener) net_listener_release(s->listener, s);
   if (s->dial) net_dial_free(s);
   if (s->why != &out_of_memory) free(s->why);
   free(s->login);
