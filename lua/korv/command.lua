@@ -81,6 +81,7 @@ local function add_call(parser)
   call:option("--known-hosts", "The keys of known hosts (default: ~/.ssh/known_hosts)."):argname "FILE"
   call:flag("--accept-new", "Add the key of an unknown host to that file; a changed one is refused all the same.")
   call:flag("--ssh", "Go through the ssh command, with its configuration, agent and jump hosts.")
+  call:flag("--raw", "Print a body that is a string as it stands, without JSON's quotes.")
   call:option("--timeout", "Seconds to wait (default: 30)."):argname "S":convert(seconds "--timeout")
   call:epilog [[
 What is not a success goes to standard error as one line, `404 null`, and the exit status is the first digit of its code; 1 is a
@@ -89,7 +90,8 @@ connection that failed.
 Examples:
   korv call localhost GET /hello
   korv call -i ~/.ssh/id_ed25519 api.example:8022 STORE /users/ann '{"age": 7}'
-  echo '{"age": 7}' | korv call api.example STORE /users/ann -]]
+  echo '{"age": 7}' | korv call api.example STORE /users/ann -
+  korv call --raw api.example GET '/korv/metrics?format=prometheus']]
 end
 
 -- [USER@]HOST[:PORT]. nil: it is none.
@@ -113,11 +115,15 @@ local function read_body(text)
   return body
 end
 
-local function show(response)
+local function show(response, raw)
   local body = response.body
   if response.code < 200 or response.code > 299 then
     io.stderr:write(("%d %s\n"):format(response.code, korv.json.encode(body)))
     return response.code // 100
+  end
+  if raw and type(body) == "string" then
+    io.stdout:write(body)
+    return 0
   end
   local on_terminal = uv.guess_handle(1) == "tty"
   io.stdout:write(on_terminal and pretty(body) or korv.json.encode(body), "\n")
@@ -150,7 +156,7 @@ function command.call(options)
     complain("%s", message)
     return FAILED
   end
-  return show(response)
+  return show(response, options.raw)
 end
 
 -- The command line ------------------------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ local function labels(...)
   return #list > 0 and "{" .. table.concat(list, ",") .. "}" or ""
 end
 
-local function number(value) return math.type(value) == "integer" and ("%d"):format(value) or ("%.9g"):format(value) end
+local function number(value) return math.type(value) == "integer" and ("%d"):format(value) or ("%.15g"):format(value) end
 
 local Text = {}
 Text.__index = Text

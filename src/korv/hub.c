@@ -293,6 +293,8 @@ hub *hub_get(lua_State *L) {
   return box ? *box : NULL;
 }
 
+void hub_push(lua_State *L) { lua_getfield(L, LUA_REGISTRYINDEX, HUB); }
+
 void hub_open(lua_State *L) {
   lua_pushcfunction(L, set_log);
   lua_setfield(L, -2, "set_log");

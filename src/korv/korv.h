@@ -57,6 +57,7 @@ struct hub {
   timer *timers, *spare_timers; /* all, and those not in use */
   log_queue log;
   unsigned closing_handles;
+  struct request *beginning; /* which the app's handler has not been told of for long: it is looking for the endpoint */
   bool in_turn, dead;
   uint64_t clock_ns; /* when hub_clock was asked last: as this turn began, or since */
   char time[24]; /* of this turn, in seconds, as JSON */
@@ -65,6 +66,7 @@ struct hub {
 
 void hub_open(lua_State *L); /* makes it where there is none; the module's table is on top of the stack, it gets set_log; raises */
 hub *hub_get(lua_State *L);
+void hub_push(lua_State *L); /* a userdata, a hub **, for a function that is called often: as its upvalue */
 uint64_t hub_clock(hub *h); /* uv_hrtime, which is put down */
 void hub_poke(hub *h); /* something was queued outside a turn */
 void hub_handle_closed(hub *h);

@@ -42,9 +42,7 @@ static bool grow(metrics *m, size_t slot) {
   return true;
 }
 
-void metrics_count(metrics *m, size_t slot, int code) {
-  if (slot >= m->count && !grow(m, slot)) return;
-  endpoint_metrics *e = &m->endpoints[slot];
+static void count(endpoint_metrics *e, int code) {
   size_t i = 0;
   while (i < CODES && e->codes[i].code != code && e->codes[i].code) i++;
   if (i == CODES) {
@@ -55,13 +53,18 @@ void metrics_count(metrics *m, size_t slot, int code) {
   e->codes[i].count++;
 }
 
-void metrics_time(metrics *m, size_t slot, uint64_t ns) {
-  if (slot >= m->count) return;
+void metrics_request(metrics *m, size_t slot, int code, uint64_t ns) {
+  if (slot >= m->count && !grow(m, slot)) return;
   endpoint_metrics *e = &m->endpoints[slot];
+  count(e, code);
   size_t i = 0;
   while (i < BUCKETS - 1 && ns > bounds_us[i] * 1000) i++;
   e->buckets[i]++;
   e->ns += ns;
+}
+
+void metrics_refused(metrics *m, size_t slot, int code) {
+  if (slot < m->count || grow(m, slot)) count(&m->endpoints[slot], code);
 }
 
 /* ---- the loop's lag ---------------------------------------------------------------------------------------------------------------------- */

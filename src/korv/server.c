@@ -343,7 +343,8 @@ static server *new_server(lua_State *L) {
   server *s = lua_newuserdatauv(L, sizeof *s, 0);
   memset(s, 0, sizeof *s);
   s->hub = hub_get(L);
-  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->converse, &s->answered, &s->slot, &s->request_meta, &s->self};
+  int *refs[] = {&s->failed,   &s->authorize, &s->closed, &s->refused,      &s->retired, &s->ended,
+                 &s->converse, &s->answered,  &s->slot,   &s->request_meta, &s->self};
   for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) *refs[i] = LUA_NOREF;
   LIST_INIT(&s->channels);
   LIST_INIT(&s->spare);
@@ -419,7 +420,8 @@ static int server_gc(lua_State *L) {
   server *s = luaL_checkudata(L, 1, KORV_SERVER);
   generation_free(L, s->generation);
   metrics_free(&s->metrics);
-  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->converse, &s->answered, &s->slot, &s->request_meta};
+  int *refs[] = {&s->failed, &s->authorize, &s->closed,   &s->refused, &s->retired,
+                 &s->ended,  &s->converse,  &s->answered, &s->slot,    &s->request_meta};
   for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) ref_drop(L, refs[i]);
   request_list *lists[] = {&s->spare, &s->orphans};
   for (size_t i = 0; i < 2; i++) {

@@ -1,4 +1,4 @@
-/* What server.c, control.c, generation.c, metrics.c, request.c, answer.c and caller.c share: the server's types. */
+/* What server.c, control.c, generation.c, metrics.c, access.c, request.c, answer.c and caller.c share: the server's types. */
 #ifndef KORV_SERVER_H
 #define KORV_SERVER_H
 
@@ -125,8 +125,8 @@ enum { SLOT_NOTHING = 0 /* no endpoint */, SLOT_NO_REQUEST = 1 };
 void metrics_begin(server *s);
 void metrics_end(server *s); /* it measures no lag any more; the counts stay */
 void metrics_free(metrics *m);
-void metrics_count(metrics *m, size_t slot, int code);          /* an answer */
-void metrics_time(metrics *m, size_t slot, uint64_t ns);        /* how long one took that a request had */
+void metrics_request(metrics *m, size_t slot, int code, uint64_t ns); /* has ended after so long */
+void metrics_refused(metrics *m, size_t slot, int code);              /* what has not begun */
 int metrics_push(lua_State *L); /* server:metrics() -> table */
 
 /* ---- answer.c ---------------------------------------------------------------------------------------------------------------------------- */
@@ -146,6 +146,11 @@ typedef struct answer {
 int answer_append_body(lua_State *L, const wire_buf *items, host_json_limits limits, wire_buf *out, host_json_error *err);
 bool answer_send(answer *a, lua_State *L, host_json_error *err);
 void answer_refuse(answer *a, const char *message, const char *detail); /* a body of these; message NULL: null */
+
+/* ---- access.c ---------------------------------------------------------------------------------------------------------------------------- */
+
+void access_refused(const channel *c, const answer *a, int table); /* table: a reference to the message's, or none */
+void access_answered(request *r, int code, uint64_t ns);
 
 /* ---- request.c: a message that asks for something -------------------------------------------------------------------------------------------- */
 
