@@ -21,6 +21,7 @@ local RESOURCE_BYTES = 65536 -- a longer one is refused before anything is split
 local ENDPOINT_OPTIONS = { doc = "string", timeout = "number", roles = "table" }
 local APP_OPTIONS = {}
 local NO_LITERALS = {}
+local UNCOUNTED = { slot = function() return 0 end, mark = function() end }
 
 local function check_options(options, known, where, level)
   if options == nil then return end
@@ -227,7 +228,7 @@ local function too_long()
 end
 
 -- For whatever is not a literal without a query: fills in params and query on the way.
-local function dispatcher(routes, runs, missing, refused)
+local function dispatcher(routes, known, mark, missing, refused)
   return function(request)
     local resource = request.resource
     if #resource > RESOURCE_BYTES then return refused(request) end
@@ -236,7 +237,9 @@ local function dispatcher(routes, runs, missing, refused)
     if query then request.query = router.query(query) end
     if not entry then return missing(request) end
     if params then request.params = params end
-    return runs[entry](request)
+    local found = known[entry]
+    mark(found.slot)
+    return found.run(request)
   end
 end
 
@@ -264,25 +267,30 @@ end
 
 --- Freezes the app and returns what answers a request. It may yield, and what an endpoint raises comes out of it.
 -- @tparam[opt] function deadline called with a request and the seconds after which it has to end
+-- @tparam[opt] table counting how requests are counted: `slot(entry)` gives a number for a router's entry, `mark(slot)` is called with
+-- that of each request's, as it begins
 -- @treturn function called with a request (`verb`, `resource`, …; it adds `params` and `query` where there are any), returns a code
 -- and a body
-function App:handler(deadline)
+function App:handler(deadline, counting)
   self.frozen = true
-  local literals, runs = {}, {}
+  local literals, known = {}, {}
+  counting = counting or UNCOUNTED
+  local mark = counting.mark
   for _, entry in ipairs(self.routes:all()) do
     local run = guarded(bounded(compose(self.middleware, entry.endpoint), entry, deadline), entry)
     entry.middleware = #self.middleware > 0
-    runs[entry] = run
+    known[entry] = { run = run, slot = counting.slot(entry) }
     literals[entry.verb] = literals[entry.verb] or {}
-    if not entry.parameters then literals[entry.verb][entry.resource] = run end
+    if not entry.parameters then literals[entry.verb][entry.resource] = known[entry] end
   end
-  local dispatch = dispatcher(self.routes, runs, compose(self.middleware, not_found), compose(self.middleware, too_long))
+  local dispatch = dispatcher(self.routes, known, mark, compose(self.middleware, not_found), compose(self.middleware, too_long))
   return function(request)
     local only = request.peer and request.peer.only
     if only and not permissions.unlocked(only, request) then return forbidden() end
-    local run = (literals[request.verb] or NO_LITERALS)[request.resource]
-    if run then return run(request) end
-    return dispatch(request)
+    local found = (literals[request.verb] or NO_LITERALS)[request.resource]
+    if not found then return dispatch(request) end
+    mark(found.slot)
+    return found.run(request)
   end
 end
 

@@ -64,6 +64,8 @@ local function new(number, options, events)
     connections = 0,
     --- What it told of itself last.
     counters = {},
+    --- How many processes it has had.
+    starts = 0,
   }, Child)
 end
 
@@ -82,7 +84,7 @@ function Child:start(generation)
     return nil, ("%s: cannot run %s: %s"):format(self.name, argv[1], pid), name
   end
   self.process, self.pid, self.generation, self.born = process, pid, generation, uv.now()
-  self.state, self.silent = "loading", 0
+  self.state, self.silent, self.starts = "loading", 0, self.starts + 1
   self.patience = math.ceil((self.options.load_limit + 5) / self.options.watchdog * TICKS)
   self.pipe = ipc(pipe, {
     on_message = function(message) on_message(self, message) end,

@@ -174,6 +174,7 @@ local function add_call(parser)
   local added = parser:command("call", "Call an endpoint and print the body of its answer.")
   add_target(added)
   add_request(added)
+  added:flag("--raw", "Print a body that is a string as it stands, without JSON's quotes.")
   add_connection(added)
   add_timeout(added, "30")
   added:epilog [[
@@ -183,11 +184,16 @@ connection that failed.
 Examples:
   korv call localhost GET /hello
   korv call -i ~/.ssh/id_ed25519 api.example:8022 STORE /users/ann '{"age": 7}'
-  echo '{"age": 7}' | korv call api.example STORE /users/ann -]]
+  echo '{"age": 7}' | korv call api.example STORE /users/ann -
+  korv call --raw api.example GET '/korv/metrics?format=prometheus']]
 end
 
-local function show(response)
+local function show(response, raw)
   if not is_success(response) then return show_failure(response) end
+  if raw and type(response.body) == "string" then
+    io.stdout:write(response.body)
+    return 0
+  end
   local on_terminal = uv.guess_handle(1) == "tty"
   io.stdout:write(on_terminal and pretty(response.body) or korv.json.encode(response.body), "\n")
   return 0
@@ -197,7 +203,7 @@ function command.call(options)
   return with_body(options, function(client, body)
     local response, message = client:call(options.verb, options.resource, body)
     if not response then return nil, message end
-    return show(response)
+    return show(response, options.raw)
   end)
 end
 

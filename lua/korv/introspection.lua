@@ -2,6 +2,7 @@
 -- @module korv.introspection
 
 local help = require "korv.help"
+local metrics = require "korv.metrics"
 local json = require "korv.core".json
 
 local introspection = {}
@@ -24,6 +25,7 @@ function introspection.add(app, server)
   if prefix == false then return end
   prefix = prefix or PREFIX
   local resource = prefix .. "/endpoints"
+  metrics.add(app, server, prefix)
   local present = app.routes:match("GET", resource)
   if present and present.resource == resource then return end
   app.routes:add("GET", resource, function(request)

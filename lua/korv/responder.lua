@@ -43,9 +43,10 @@ end
 --- What the core calls with each request. It freezes the app.
 -- @tparam App endpoints
 -- @tparam[opt] table json another codec that the app chose: bodies are then strings of JSON on the way through the core
+-- @tparam[opt] table counting see `korv.app`
 -- @treturn function
-function responder.handler(endpoints, json)
-  local handler = endpoints:handler(core.deadline)
+function responder.handler(endpoints, json, counting)
+  local handler = endpoints:handler(core.deadline, counting)
   if not json then return handler end
   return function(request)
     if request.body ~= nil then request.body = json.decode(core.json.encode(request.body)) end

@@ -76,7 +76,9 @@ local function serve_as_worker(options)
     worker.fail(message)
     return FAILED
   end
-  ok, message = worker.run(server, { info = { host_keys = server.host_keys }, drain = options.drain, watch = not options.no_watch })
+  ok, message = worker.run(server, {
+    number = number, info = { host_keys = server.host_keys }, drain = options.drain, watch = not options.no_watch,
+  })
   return ok and 0 or FAILED, message
 end
 

@@ -8,6 +8,7 @@ local credentials = require "korv.credentials"
 local generation = require "korv.generation"
 local introspection = require "korv.introspection"
 local log = require "korv.log"
+local metrics = require "korv.metrics"
 local responder = require "korv.responder"
 local service = require "korv.service"
 local task = require "korv.task"
@@ -150,6 +151,7 @@ local function new(options)
   local own = app.new()
   return setmetatable({
     options = options, credentials = credential, app = own, state = own.state, reloads = {},
+    slots = metrics.slots(), reload_counts = { done = 0, failed = 0 },
     generation = { app = own, number = 1 }, generations = {}, -- those that are not over yet, by their numbers
     --- Of each host key: `fingerprint`, `type`, `path`.
     host_keys = credential.host_keys,
@@ -209,7 +211,8 @@ end
 -- What answers the requests of a generation: its app, which tells of the server as well.
 local function handler_of(server, loaded)
   introspection.add(loaded.app, server)
-  return responder.handler(loaded.app, server.options.json)
+  local counting = { mark = core.mark, slot = function(entry) return server.slots:of(entry) end }
+  return responder.handler(loaded.app, server.options.json, counting)
 end
 
 --- Has a generation that was prepared answer every request from now on. Those under way end in the one that they began in.
@@ -235,11 +238,13 @@ local function reload_alone(server, done)
     if loaded and not server.core then message = "the server has stopped" end
     if message then
       if loaded then server:discard(loaded) end
+      server.reload_counts.failed = server.reload_counts.failed + 1
       log.error("not reloaded, generation %d goes on: %s", server.generation.number, message)
       return done(nil, message)
     end
     local count = #loaded.app.routes:all()
     server:commit(loaded)
+    server.reload_counts.done = server.reload_counts.done + 1
     log.info("reloaded: generation %d, endpoints: %d", loaded.number, count)
     done(true)
   end)
@@ -354,6 +359,7 @@ local function core_options(server, sockets)
     ended = ended(server),
     answered = log.enabled "info" and access_lines() or nil,
     converse = typed(server), handler = handler_of(server, server.generation),
+    slot = function(request) return server.slots:of_request(server.generation.app, request) end,
   }
   for name in pairs(OPTIONS) do
     if options[name] == nil then options[name] = server.options[name] end
@@ -383,6 +389,7 @@ function Server:listen(sockets)
   local listening
   listening, message, name = check.call("korv.server", 2, core.server, core_options(self, sockets))
   if not listening then return nil, message, name end
+  self.started_ns = uv.hrtime()
   self.core, self.sockets, self.port = listening, sockets, sockets[1] and core.socket_port(sockets[1])
   if self.generation.start then
     self.generations[self.generation.number] = self.generation
@@ -458,6 +465,7 @@ function Server:drain(seconds, done)
     done()
   end)
   patience:start(seconds or self.options.drain or 30)
+  self.draining = true
   listening:drain()
 end
 
@@ -467,11 +475,10 @@ function Server:stop()
 end
 
 --- How it is doing.
--- @treturn table `connections`, `in_flight`, `requests` (ever), `generation`
+-- @treturn table `connections`, `in_flight`, `requests` (ever), `generation`; while it listens, all that GET /korv/metrics tells
 function Server:counters()
-  local connections, in_flight, requests = 0, 0, 0
-  if self.core then connections, in_flight, requests = self.core:counts() end
-  return { connections = connections, in_flight = in_flight, requests = requests, generation = self.generation.number }
+  if self.core then return metrics.snapshot(self) end
+  return { connections = 0, in_flight = 0, requests = 0, generation = self.generation.number }
 end
 
 return new

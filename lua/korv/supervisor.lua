@@ -193,6 +193,19 @@ function handlers.reload(self, worker)
   self:reload(function(_, problem) worker:send { kind = "reloaded", message = problem } end)
 end
 
+-- A message a worker, each once the one before was written, so that no more than one waits in the pipe: they may be large.
+function handlers.metrics(self, worker, message)
+  local process, last = worker.process, 0
+  local function send_next(problem)
+    if problem or worker.process ~= process then return end
+    repeat last = last + 1 until not self.workers[last] or self.workers[last].counters.endpoints
+    local one = self.workers[last]
+    if not one then return worker:send { kind = "metrics", ask = message.ask, reloads = self.reload_counts } end
+    worker:send({ kind = "metrics", ask = message.ask, worker = last, starts = one.starts, counters = one.counters }, nil, send_next)
+  end
+  send_next()
+end
+
 function handlers.keys_changed(self) self:reload_keys() end
 
 function handlers.draining(_, worker)
@@ -275,6 +288,7 @@ function supervisor.new(options)
   check(options)
   local self = setmetatable({
     options = options, workers = {}, listeners = {}, returned = {}, wanted = {}, timers = {}, gone = {}, turn = 0, generation = 1,
+    reload_counts = { done = 0, failed = 0 },
     --- The listening sockets' file descriptors, until it drains or stops.
     sockets = options.sockets,
   }, Supervisor)
@@ -326,8 +340,10 @@ local begin
 local function conclude(self, asked, failure)
   self.transaction = nil
   if failure then
+    self.reload_counts.failed = self.reload_counts.failed + 1
     log.error("not reloaded, generation %d goes on: %s", self.generation, failure)
   else
+    self.reload_counts.done = self.reload_counts.done + 1
     log.info("reloaded: generation %d", self.generation)
   end
   each(self, "settling", function(worker)

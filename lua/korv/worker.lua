@@ -18,6 +18,7 @@ local DRAIN = 30            -- seconds, where nobody says how many
 local BEAT_MS = 1000
 local COLLECTED = 0.05      -- seconds in which closed connections are counted before they are told
 local MESSAGE_BYTES = 16384 -- of why a load failed; more is cut off
+local GATHERED = 2          -- seconds in which the supervisor is to have told what all workers count
 
 local pipe_fd -- once it was taken
 
@@ -133,6 +134,37 @@ function handlers.watch(self)
   set()
 end
 
+-- Metrics --------------------------------------------------------------------------------------------------------------------------------
+
+-- self.gathering is the question that is out, which has one answer for all who ask meanwhile.
+local function gather(self, done)
+  if not self.gathering then
+    local ask = self.asks + 1
+    local ok, message = self.pipe:send { kind = "metrics", ask = ask }
+    if not ok then return done(nil, message) end
+    self.asks, self.gathering = ask, { ask = ask, workers = {}, asked = {} }
+    self.gather_patience:start(GATHERED)
+  end
+  table.insert(self.gathering.asked, done)
+end
+
+local function gathered(self, ...)
+  local asked = self.gathering and self.gathering.asked or {}
+  self.gathering = nil
+  self.gather_patience:stop()
+  for _, done in ipairs(asked) do done(...) end
+end
+
+-- A worker's numbers, and at last what the supervisor itself has counted.
+function handlers.metrics(self, message)
+  local gathering = self.gathering
+  if not gathering or gathering.ask ~= message.ask then return end
+  if message.reloads then return gathered(self, { workers = gathering.workers, reloads = message.reloads }) end
+  local one = message.counters
+  one.worker, one.starts = message.worker, message.starts
+  table.insert(gathering.workers, one)
+end
+
 -- The end --------------------------------------------------------------------------------------------------------------------------------
 
 --- Finishes what is under way; then `run` returns.
@@ -149,6 +181,7 @@ local function on_pipe_end(self, reason)
   local asked = self.asked
   self.asked = {}
   for _, done in ipairs(asked) do done(nil, "the supervisor is gone") end
+  gathered(self, nil, "the supervisor is gone")
   log.warn("the supervisor is gone (%s): this worker finishes what it has", reason)
   self:drain(self.drain_seconds)
 end
@@ -222,7 +255,7 @@ end
 -- listens by itself.
 -- @tparam Server server loaded, its first generation numbered KORV_GENERATION
 -- @tparam[opt] table options `info`: what the supervisor's `start` is told; `drain`: seconds that requests have where the supervisor is
--- gone or SIGTERM came (30); `watch`: whether it watches for changes if it is asked to (true)
+-- gone or SIGTERM came (30); `watch`: whether it watches for changes if it is asked to (true); `number`: its own
 -- @treturn ?boolean true
 -- @treturn ?string message
 -- @treturn ?string name
@@ -230,12 +263,14 @@ function worker.run(server, options)
   if uv.loop_mode() then error("korv.worker: the loop runs already", 2) end
   options = options or {}
   local self = setmetatable({
-    server = server, watches = options.watch, drain_seconds = options.drain or DRAIN, asked = {}, handles = {}, closed = 0,
+    server = server, watches = options.watch, drain_seconds = options.drain or DRAIN, asked = {}, handles = {}, closed = 0, asks = 0,
   }, Worker)
   local ok, message, name = connect(self)
   if ok then ok, message, name = server:listen {} end
   if not ok then return nil, message, name end
   self.collecting = core.timer(function() tell_closed(self) end)
+  self.gather_patience = core.timer(function() gathered(self, nil, ("the supervisor has not answered within %d s"):format(GATHERED)) end)
+  server.worker, server.gather = options.number, function(done) gather(self, done) end
   server.coordinate = function(done) coordinate(self, done) end
   server.on_closed = function(count) on_closed(self, count) end
   heed_signals(self)

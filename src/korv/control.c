@@ -127,4 +127,5 @@ static int counts(lua_State *L) {
 
 const luaL_Reg control_methods[] = {{"adopt", adopt},   {"leave_sockets", leave_sockets}, {"close", close_}, {"drain", drain},
                                     {"cancel", cancel}, {"handle", handle},               {"expel", expel},  {"set_keys", set_keys},
-                                    {"counts", counts}, {"caller", caller_new},           {NULL, NULL}};
+                                    {"counts", counts}, {"caller", caller_new},           {"metrics", metrics_push},
+                                    {NULL, NULL}};

@@ -28,6 +28,7 @@ int luaopen_korv_core(lua_State *L) {
   slice_open(L);
   server_open(L);
   request_open(L);
+  metrics_open(L);
   connection_open(L);
   reader_open(L);
   fd_open(L);

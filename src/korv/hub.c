@@ -24,9 +24,12 @@ static void tell_time(hub *h) {
   h->time_len = (size_t)snprintf(h->time, sizeof h->time, "%lld.%06ld", (long long)now.tv_sec, now.tv_nsec / 1000);
 }
 
+uint64_t hub_clock(hub *h) { return h->clock_ns = uv_hrtime(); }
+
 static int turn_protected(lua_State *L) {
   hub *h = lua_touserdata(L, 1);
   tell_time(h);
+  hub_clock(h);
   bool more = net_report(h->net);
   more |= net_flush(h->net); /* answers do not wait for what the tasks compute */
   more |= host_run(h->host, L);
@@ -295,6 +298,8 @@ hub *hub_get(lua_State *L) {
   if (!h) luaL_error(L, "korv cannot be used any more: the program is ending, and this is a finalizer that runs late");
   return h;
 }
+
+void hub_push(lua_State *L) { lua_getfield(L, LUA_REGISTRYINDEX, HUB); }
 
 void hub_open(lua_State *L) {
   lua_pushcfunction(L, set_log);

@@ -19,6 +19,7 @@
 typedef struct log_queue {
   wire_buf out;     /* whole lines; of the first, a part may have gone out */
   size_t dropped;   /* lines, because too much waited */
+  uint64_t dropped_ever;
   uv_timer_t retry; /* while stderr takes no more */
   uint64_t retry_ms;
   int fd, kind;     /* stderr, and how it is written to */
@@ -56,7 +57,9 @@ struct hub {
   timer *timers, *spare_timers; /* all, and those not in use */
   log_queue log;
   unsigned closing_handles;
+  struct request *beginning; /* which the app's handler has not been told of for long: it is looking for the endpoint */
   bool in_turn, dead;
+  uint64_t clock_ns; /* when hub_clock was asked last: as this turn began, or since */
   char time[24]; /* of this turn, in seconds, as JSON */
   size_t time_len;
 };
@@ -64,6 +67,8 @@ struct hub {
 void hub_open(lua_State *L); /* makes it where there is none; the module's table is on top of the stack, it gets set_log; raises */
 hub *hub_find(lua_State *L); /* NULL: it has gone, and the state is being closed */
 hub *hub_get(lua_State *L);  /* raises then, for only a finalizer runs so late */
+void hub_push(lua_State *L); /* a userdata, a hub **, for a function that is called often: as its upvalue */
+uint64_t hub_clock(hub *h); /* uv_hrtime, which is put down */
 void hub_poke(hub *h); /* something was queued outside a turn */
 void hub_handle_closed(hub *h);
 
@@ -121,7 +126,8 @@ void server_open(lua_State *L);     /* core.server */
 void connection_open(lua_State *L); /* core.dial */
 void reader_open(lua_State *L);     /* core.reader */
 void fd_open(lua_State *L);         /* core.dup_cloexec */
-void request_open(lua_State *L);    /* core.send, core.deadline */
+void request_open(lua_State *L);    /* core.send, core.deadline, core.mark */
+void metrics_open(lua_State *L);    /* core.duration_bounds */
 void timer_open(lua_State *L);      /* core.timer */
 void log_open(lua_State *L);        /* core.log_write, log_flush, log_dropped, log_time */
 void notify_open(lua_State *L);     /* core.notify, inherit */

@@ -126,7 +126,7 @@ static bool loop_runs(lua_State *L) { return luv_context(L)->mode == UV_RUN_DEFA
 
 void log_line(hub *h, const char *line, size_t len) {
   log_queue *q = &h->log;
-  if (q->dropped > 0 || !append(q, line, len)) q->dropped++;
+  if (q->dropped > 0 || !append(q, line, len)) q->dropped++, q->dropped_ever++;
   if (!loop_runs(h->L)) log_flush(h);
 }
 

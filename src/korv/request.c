@@ -10,54 +10,17 @@ enum { ID, VERB, RESOURCE, BODY, TIMEOUT, STREAM, CANCEL, FIELDS };
 
 static const char unable[] = "Unable to process request", stopping[] = "The server is stopping";
 
-/* ---- the access line --------------------------------------------------------------------------------------------------------------------- */
+/* ---- refusals ------------------------------------------------------------------------------------------------------------------------------ */
 
-typedef struct line {
-  const server *server;
-  int request, peer; /* references; request may be none, and peer where there is one */
-  int code;
-  double ms;
-  size_t bytes;
-  lua_Integer generation;
-} line;
-
-/* answered(request | nil, peer | nil, code, ms, bytes, generation): no request where the message was none. */
-static int tell_answered(lua_State *L) {
-  const line *a = lua_touserdata(L, 1);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, a->server->answered);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, a->request);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, a->peer);
-  lua_pushinteger(L, a->code);
-  lua_pushnumber(L, a->ms);
-  lua_pushinteger(L, (lua_Integer)a->bytes);
-  lua_pushinteger(L, a->generation);
-  lua_call(L, 6, 0);
-  return 0;
-}
-
-static void tell(hub *h, line *a) {
-  lua_pushcfunction(h->L, tell_answered);
-  lua_pushlightuserdata(h->L, a);
-  hub_call(h, 1, 0, "the access log");
-}
-
-static void tell_refused(const channel *c, const answer *a, int table) {
-  const server *s = c->server;
-  line refused = {s, table, c->peer, a->code, 0, a->bytes, s->generation->number};
-  if (s->answered != LUA_NOREF) tell(s->hub, &refused);
-}
-
-static void tell_request(request *r, int code) {
-  hub *h = r->server->hub;
-  line done = {r->server, r->line, LUA_NOREF, code, (double)(uv_hrtime() - r->began_ns) / 1e6, r->bytes, r->generation->number};
-  tell(h, &done);
-  ref_drop(h->L, &r->line);
+static void note_refused(channel *c, const answer *a, int table, size_t slot) {
+  metrics_refused(&c->server->metrics, slot, a->code);
+  access_refused(c, a, table);
 }
 
 void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail) {
   answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = code};
   answer_refuse(&a, message, detail);
-  tell_refused(c, &a, LUA_NOREF);
+  note_refused(c, &a, LUA_NOREF, SLOT_NO_REQUEST);
 }
 
 /* ---- the end of a request -------------------------------------------------------------------------------------------------------------- */
@@ -158,7 +121,9 @@ static void on_done(void *owner, host_task *t, lua_State *co, int status, int nr
   channel *c = r->channel;
   if (status == HOST_CANCELLED && nresults) hub_log_error(r->server->hub, co, "in a to-be-closed variable of a cancelled endpoint");
   int code = c ? answer_done(r, co, status) : 499;
-  if (r->line != LUA_NOREF) tell_request(r, code);
+  uint64_t ns = hub_clock(r->server->hub) - r->began_ns;
+  metrics_request(&r->server->metrics, r->slot, code, ns);
+  if (r->line != LUA_NOREF) access_answered(r, code, ns);
   retire(r);
   if (!c) return;
   c->in_flight--;
@@ -222,7 +187,10 @@ static void set_deadline(request *r, double seconds) {
 
 /* ---- the beginning of a request ---------------------------------------------------------------------------------------------------------- */
 
-static request *take(channel *c) {
+/* A request that came in this turn began when the turn did, or when the one before it ended: the clock is asked once for each request. */
+static uint64_t beginning(hub *h, bool is_queued) { return h->in_turn && !is_queued ? h->clock_ns : hub_clock(h); }
+
+static request *take(channel *c, bool is_queued) {
   server *s = c->server;
   request *r = LIST_FIRST(&s->spare);
   if (r)
@@ -236,6 +204,8 @@ static request *take(channel *c) {
   r->stream = r->sent = false;
   r->line = LUA_NOREF;
   r->bytes = 0;
+  r->slot = SLOT_NOTHING;
+  r->began_ns = beginning(s->hub, is_queued);
   LIST_INSERT_HEAD(&c->requests, r, link);
   LIST_INSERT_HEAD(&s->hub->requests, r, live);
   s->in_flight++;
@@ -244,18 +214,32 @@ static request *take(channel *c) {
   return r;
 }
 
+/* What an answer to the message whose table is on top of L is counted under. The handler says so by core.mark; this is for what does not
+ * get to it. */
+static size_t slot_of(const server *s) {
+  lua_State *L = s->hub->L;
+  if (s->slot == LUA_NOREF) return SLOT_NOTHING;
+  lua_rawgeti(L, LUA_REGISTRYINDEX, s->slot);
+  lua_pushvalue(L, -2);
+  if (!hub_call(s->hub, 1, 1, "slot")) return SLOT_NOTHING;
+  size_t slot = (size_t)lua_tointeger(L, -1);
+  lua_pop(L, 1);
+  return slot;
+}
+
 /* The message's table is on top of L (popped): it becomes the request that the handler gets. */
 static void begin(channel *c, lua_State *L, const host_json_field *f, double timeout, wire_encoding encoding) {
   server *s = c->server;
-  request *r = take(c);
+  bool is_queued = !c->reader; /* a caller asks, out of Lua: what the endpoint computes is not that code's to answer for */
+  request *r = take(c, is_queued);
   if (!r) luaL_error(L, "out of memory for a request");
   r->encoding = encoding;
   r->id_len = f[ID].raw.len;
   memcpy(r->id, f[ID].raw.at, f[ID].raw.len);
   r->stream = f[STREAM].type == LUA_TBOOLEAN && f[STREAM].raw.at[0] == 't';
   r->table = lua_topointer(L, -1);
+  if (is_queued) r->slot = slot_of(s);
   if (s->answered != LUA_NOREF) {
-    r->began_ns = uv_hrtime();
     lua_pushvalue(L, -1);
     r->line = ref_take(L);
   }
@@ -271,10 +255,13 @@ static void begin(channel *c, lua_State *L, const host_json_field *f, double tim
   lua_rotate(L, -2, 1);
   lua_xmove(L, host_task_state(r->task), 3); /* the request, which stays below for after_return; the handler; its argument */
   c->in_flight++;
-  if (!c->reader) /* a caller asks, out of Lua: what the endpoint computes is not that code's to answer for */
+  if (is_queued) {
     host_task_queue(s->hub->host, r->task, 1);
-  else
-    host_task_begin(s->hub->host, r->task, L, 1);
+    return;
+  }
+  s->hub->beginning = r;
+  host_task_begin(s->hub->host, r->task, L, 1);
+  s->hub->beginning = NULL;
 }
 
 static bool is_verb(const host_span *raw) {
@@ -335,12 +322,13 @@ static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire
     return;
   }
   bool is_request = f[VERB].type == LUA_TSTRING && f[RESOURCE].type == LUA_TSTRING;
+  size_t slot = is_request ? slot_of(c->server) : SLOT_NO_REQUEST;
   int table = is_request ? ref_take(L) : LUA_NOREF;
   if (!is_request) lua_pop(L, 1);
   answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = wrong.code};
   if (has_id(f)) a.id = f[ID].raw.at, a.id_len = f[ID].raw.len;
   answer_refuse(&a, wrong.message, wrong.detail);
-  tell_refused(c, &a, table);
+  note_refused(c, &a, table, slot);
   ref_drop(L, &table);
 }
 
@@ -464,7 +452,18 @@ static int deadline(lua_State *L) {
   return 0;
 }
 
+/* mark(slot): what the request that begins is counted under. Called for each, so it has to be quick. */
+static int mark(lua_State *L) {
+  const hub *h = *(hub **)lua_touserdata(L, lua_upvalueindex(1));
+  if (h && h->beginning) h->beginning->slot = (size_t)lua_tointeger(L, 1);
+  return 0;
+}
+
 void request_open(lua_State *L) {
-  static const luaL_Reg functions[] = {{"send", send_}, {"deadline", deadline}, {"remaining", remaining}, {"request_id", request_id}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"send", send_},           {"deadline", deadline}, {"remaining", remaining},
+                                       {"request_id", request_id}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
+  hub_push(L);
+  lua_pushcclosure(L, mark, 1);
+  lua_setfield(L, -2, "mark");
 }

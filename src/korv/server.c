@@ -105,6 +105,7 @@ static void on_listener_closed(void *owner) {
   s->unused = true;
   s->listener = NULL;
   if (h->dead) return;
+  metrics_end(s);
   lua_rawgeti(h->L, LUA_REGISTRYINDEX, s->ended);
   hub_call(h, 0, 0, "ended");
   server_release(s);
@@ -337,6 +338,7 @@ static void read_functions(lua_State *L, server *s) {
   s->ended = option_function(L, 1, "ended");
   s->converse = option_function(L, 1, "converse");
   s->answered = optional_function(L, "answered");
+  s->slot = optional_function(L, "slot");
   if (lua_getfield(L, 1, "request") != LUA_TTABLE) luaL_error(L, "request must be the metatable of requests");
   s->request_meta = ref_take(L);
 }
@@ -345,7 +347,8 @@ static server *new_server(lua_State *L) {
   server *s = lua_newuserdatauv(L, sizeof *s, 0);
   memset(s, 0, sizeof *s);
   s->hub = hub_get(L);
-  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->converse, &s->answered, &s->request_meta, &s->self};
+  int *refs[] = {&s->failed,   &s->authorize, &s->closed, &s->refused,      &s->retired, &s->ended,
+                 &s->converse, &s->answered,  &s->slot,   &s->request_meta, &s->self};
   for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) *refs[i] = LUA_NOREF;
   LIST_INIT(&s->channels);
   LIST_INIT(&s->spare);
@@ -412,6 +415,7 @@ static int listen_(lua_State *L) {
   if (!s->listener) return fail(L, err.name, err.text);
   lua_pushvalue(L, 2);
   s->self = ref_take(L);
+  metrics_begin(s);
   lua_pushvalue(L, 2);
   return 1;
 }
@@ -419,7 +423,9 @@ static int listen_(lua_State *L) {
 static int server_gc(lua_State *L) {
   server *s = luaL_checkudata(L, 1, KORV_SERVER);
   generation_free(L, s->generation);
-  int *refs[] = {&s->failed, &s->authorize, &s->closed, &s->refused, &s->retired, &s->ended, &s->converse, &s->answered, &s->request_meta};
+  metrics_free(&s->metrics);
+  int *refs[] = {&s->failed, &s->authorize, &s->closed,   &s->refused, &s->retired,
+                 &s->ended,  &s->converse,  &s->answered, &s->slot,    &s->request_meta};
   for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) ref_drop(L, refs[i]);
   request_list *lists[] = {&s->spare, &s->orphans};
   for (size_t i = 0; i < 2; i++) {

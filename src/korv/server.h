@@ -1,4 +1,4 @@
-/* What server.c, control.c, generation.c, request.c, answer.c and caller.c share: the server's types. */
+/* What server.c, control.c, generation.c, metrics.c, access.c, request.c, answer.c and caller.c share: the server's types. */
 #ifndef KORV_SERVER_H
 #define KORV_SERVER_H
 
@@ -28,7 +28,8 @@ typedef struct request {
   generation *generation;
   host_task *task;
   int line;          /* the message's table, for the access line; LUA_NOREF: none is wanted */
-  uint64_t began_ns; /* where one is wanted */
+  uint64_t began_ns; /* by hub_clock, which is not asked for each */
+  size_t slot;       /* what it is counted under */
   size_t bytes;      /* answered so far */
   const void *table; /* the Lua table's address: it lives as long as the task, at the bottom of its stack */
   timer *deadline;   /* NULL: none */
@@ -45,10 +46,20 @@ typedef struct request {
 
 typedef LIST_HEAD(request_list, request) request_list;
 
+typedef struct endpoint_metrics endpoint_metrics;
+
+typedef struct metrics {
+  endpoint_metrics *endpoints; /* by slot, as far as something was counted */
+  size_t count;
+  timer *pulse; /* how late it comes is the loop's lag */
+  uint64_t due_ns, lag_ns, most_lag_ns[2]; /* the greatest of this period and of the one before */
+  unsigned pulses;
+} metrics;
+
 struct server {
   hub *hub;
   net_listener *listener;
-  int failed, authorize, closed, refused, retired, ended, converse, answered; /* Lua functions; answered may be none */
+  int failed, authorize, closed, refused, retired, ended, converse, answered, slot; /* Lua functions; the last two may be none */
   generation *generation;                 /* of new requests */
   int request_meta;                       /* the metatable of request tables */
   int self;                               /* keeps the userdata while a connection may need it */
@@ -58,6 +69,7 @@ struct server {
   size_t channel_in_flight_most, queued_most, turn_bytes;
   double timeout; /* of a request, in seconds; 0: none */
   uint64_t requests; /* ever */
+  metrics metrics;
   bool draining;  /* what runs may end, nothing begins */
   bool replaced;  /* by another server: what is not read yet when this one drains is for that one */
   bool unused;    /* its listener and its sessions have gone */
@@ -108,6 +120,18 @@ void generation_leave(generation *g);    /* which has ended */
 void generation_swap(server *s, lua_State *L, lua_Integer number); /* pops the handler of requests to come; raises for want of memory */
 void generation_free(lua_State *L, generation *g);
 
+/* ---- metrics.c: what is counted ------------------------------------------------------------------------------------------------------------- */
+
+/* Slots are small numbers for which Lua has names; these two mean the same to both. */
+enum { SLOT_NOTHING = 0 /* no endpoint */, SLOT_NO_REQUEST = 1 };
+
+void metrics_begin(server *s);
+void metrics_end(server *s); /* it measures no lag any more; the counts stay */
+void metrics_free(metrics *m);
+void metrics_request(metrics *m, size_t slot, int code, uint64_t ns); /* has ended after so long */
+void metrics_refused(metrics *m, size_t slot, int code);              /* what has not begun */
+int metrics_push(lua_State *L); /* server:metrics() -> table */
+
 /* ---- answer.c ---------------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct answer {
@@ -125,6 +149,11 @@ typedef struct answer {
 int answer_append_body(lua_State *L, const wire_buf *items, host_json_limits limits, wire_buf *out, host_json_error *err);
 bool answer_send(answer *a, lua_State *L, host_json_error *err);
 void answer_refuse(answer *a, const char *message, const char *detail); /* a body of these; message NULL: null */
+
+/* ---- access.c ---------------------------------------------------------------------------------------------------------------------------- */
+
+void access_refused(const channel *c, const answer *a, int table); /* table: a reference to the message's, or none */
+void access_answered(request *r, int code, uint64_t ns);
 
 /* ---- request.c: a message that asks for something -------------------------------------------------------------------------------------------- */
 

@@ -54,6 +54,7 @@ struct net_listener {
   size_t socket_count, closing_handles;
   size_t sessions, unauthenticated;
   LIST_HEAD(, net_session) strangers; /* who have not logged in yet */
+  net_traffic past; /* of the sessions that have gone */
   bool closed; /* to new connections */
 };
 

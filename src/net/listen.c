@@ -256,11 +256,27 @@ void net_listener_know(net_session *s) {
   LIST_REMOVE(s, strangers);
 }
 
+static void add_traffic(net_traffic *sum, const net_session *s) {
+  sum->sessions++;
+  sum->in_bytes += s->counter.in_bytes;
+  sum->out_bytes += s->counter.out_bytes;
+}
+
 void net_listener_release(net_session *s) {
   net_listener *l = s->listener;
   l->sessions--;
   if (!s->logged_in) net_listener_know(s);
+  add_traffic(&l->past, s);
   free_if_over(l);
 }
 
 size_t net_listener_sessions(const net_listener *l) { return l->sessions; }
+
+net_traffic net_listener_traffic(const net_listener *l) {
+  net_traffic sum = l->past;
+  const net_session *s;
+  LIST_FOREACH(s, &l->net->sessions, all) {
+    if (s->listener == l) add_traffic(&sum, s);
+  }
+  return sum;
+}

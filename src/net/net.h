@@ -100,6 +100,13 @@ typedef void net_visit(net_session *s, void *arg);
 void net_listener_visit(net_listener *l, net_visit *visit, void *arg); /* each session that lives; visit may close it */
 size_t net_listener_sessions(const net_listener *l);
 
+/* What its sessions have carried, those that have gone included. */
+typedef struct net_traffic {
+  uint64_t sessions, in_bytes, out_bytes;
+} net_traffic;
+
+net_traffic net_listener_traffic(const net_listener *l);
+
 /* ---- dialling ----------------------------------------------------------------------------------------------------------------- */
 
 typedef struct net_dial_options {
