@@ -458,7 +458,11 @@ describe("GET /korv/endpoints", function()
     return response.code, response.body
   end
 
-  local OWN = { verb = "GET", resource = "/korv/endpoints", doc = "The endpoints that you may call" }
+  local OWN = {
+    { verb = "GET", resource = "/korv/endpoints", doc = "The endpoints that you may call." },
+    { verb = "GET", resource = "/korv/health", doc = "Whether this server serves." },
+    { verb = "GET", resource = "/korv/metrics", doc = "What this server counts; ?format=prometheus: as a string that Prometheus reads." },
+  }
 
   local function small(options)
     local at = pair.new_server(options)
@@ -470,7 +474,7 @@ describe("GET /korv/endpoints", function()
   it("lists verb, resource, doc and parameters", function()
     local code, body = list(pair.listen(small()))
     assert.equal(200, code)
-    assert.same({ OWN, { verb = "STORE", resource = "/users" },
+    assert.same({ OWN[1], OWN[2], OWN[3], { verb = "STORE", resource = "/users" },
       { verb = "GET", resource = "/users/:name/*rest", doc = "Of a user\\xff", parameters = { "name", "rest" } } }, body)
   end)
 
@@ -480,7 +484,7 @@ describe("GET /korv/endpoints", function()
       seen = request.resource
       return next(request)
     end)
-    assert.equal(3, #select(2, list(pair.listen(at))))
+    assert.equal(5, #select(2, list(pair.listen(at))))
     assert.equal("/korv/endpoints", seen)
   end)
 
@@ -497,7 +501,7 @@ describe("GET /korv/endpoints", function()
     assert.same({ 200, "mine" }, { list(pair.listen(at)) })
     at = small()
     at:get("/*rest", function() return 200, "anything" end)
-    assert.equal(4, #select(2, list(pair.listen(at))))
+    assert.equal(6, #select(2, list(pair.listen(at))))
   end)
 
   it("tells of the scripts that serve now, and does not count as one of theirs", function()
@@ -505,14 +509,14 @@ describe("GET /korv/endpoints", function()
     local at = pair.new_server()
     assert(at:load(script))
     pair.listen(at)
-    assert.equal("/one", select(2, list(at))[2].resource)
+    assert.equal("/one", select(2, list(at))[4].resource)
     support.write("served.lua", 'return function(app) app:get("/two", function() return 200 end) end')
     pair.in_task(function() assert(korv.await(function(resume) at:reload(resume) end)) end)
-    assert.equal("/two", select(2, list(at))[2].resource)
+    assert.equal("/two", select(2, list(at))[4].resource)
     pair.wait_for_log "reloaded: generation 2, endpoints: 1"
     support.write("served.lua", "return function() end")
     assert.is_nil(pair.in_task(function() return korv.await(function(resume) at:reload(resume) end) end))
-    assert.equal("/two", select(2, list(at))[2].resource)
+    assert.equal("/two", select(2, list(at))[4].resource)
   end)
 
   it("has a resource for a name", function()

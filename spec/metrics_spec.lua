@@ -293,12 +293,11 @@ describe("metrics", function()
       app:get("/1" .. ("x"):rep(200), function() return 200 end)
     end)
     local asker = asker_of(server)
-    for _, resource in ipairs { "/e0001", "/e1200", "/0\n", "/1" .. ("x"):rep(200) } do
-      assert.equal(200, asker:ask("GET", resource).code)
-    end
-    local all = asker:metrics()
-    assert.same({ ["200"] = 1 }, codes(all, "GET", "/e0001"))
-    assert.same({ ["200"] = 3 }, codes(all, "*", "(other endpoints)"))
+    local resources = { "/0\n", "/1" .. ("x"):rep(200) }
+    for i = 1, 1200 do resources[i + 2] = ("/e%04d"):format(i) end
+    for _, resource in ipairs(resources) do assert.equal(200, asker:ask("GET", resource).code) end
+    local others = codes(asker:metrics(), "*", "(other endpoints)")["200"]
+    assert.is_true(others >= 202 and others <= 205, tostring(others)) -- of the thousand three may be korv's own
   end)
 
   it("count through another codec", function()

@@ -30,7 +30,7 @@ function introspection.add(app, server)
   if present and present.resource == resource then return end
   app.routes:add("GET", resource, function(request)
     return 200, json.array(help.endpoints(server, request.peer))
-  end, { doc = "The endpoints that you may call" })
+  end, { doc = "The endpoints that you may call." })
 end
 
 return introspection
