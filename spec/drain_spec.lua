@@ -42,8 +42,10 @@ local function settled(outcomes, count)
 end
 
 local function ssh(server, ...)
+  local known_hosts = support.path("known_" .. server.port)
+  if not uv.fs_stat(known_hosts) then support.known_hosts(server, "known_" .. server.port) end
   return support.start({ "ssh", "-F", "none", "-p", tostring(server.port), "-i", support.key "client", "-o", "BatchMode=yes",
-    "-o", "IdentitiesOnly=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), ... }, { stdin = true })
+    "-o", "IdentitiesOnly=yes", "-o", "UserKnownHostsFile=" .. known_hosts, ... }, { stdin = true })
 end
 
 -- The load ---------------------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,14 @@ function serving.descriptors(pid)
   return count
 end
 
+--- How many file descriptors a process and its children have open.
+-- @int pid
+function serving.all_descriptors(pid)
+  local count = serving.descriptors(pid)
+  for _, child in ipairs(serving.children(pid)) do count = count + serving.descriptors(child) end
+  return count
+end
+
 --- Sends a signal.
 -- @int pid
 -- @string name as luv knows it

@@ -452,3 +452,20 @@ describe("a stream", function()
     it("has ticks", function() assert.same({ 1, 2, 3 }, watcher:get("/ticks?n=3&every=0.01").body) end)
   end)
 end)
+
+describe("a stream that is begun right behind a call", function()
+  setup(pair.begin)
+  teardown(pair.finish)
+
+  it("does not wait for its answer", function() -- the call's write may read the server's answer to the opening of the stream's channel
+    local server = waiting.serve()
+    for _ = 1, 20 do
+      local client, order = assert(pair.dial(server)), {}
+      client:call("GET", "/sleep?s=0.3", nil, { callback = function() order[#order + 1] = "answer" end })
+      client:stream("GET", "/items?n=1", nil, function(item) order[#order + 1] = item and "item" or "end" end)
+      pair.wait_for(function() return #order == 3 end)
+      assert.same({ "item", "end", "answer" }, order)
+      client:close()
+    end
+  end)
+end)
