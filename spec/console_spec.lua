@@ -99,14 +99,14 @@ end
 -- The server's memory, once it has settled.
 local function settled()
   local last, same = 0, 0
-  local is_settled = support.wait_for(function()
+  support.wait_for(function()
+    if same == 25 then return true end
     local now = server:rss_bytes()
     same = math.abs(now - last) < 256 * 1024 and same + 1 or 0
     if same == 0 then last = now end
     uv.sleep(20)
-    return same >= 25
   end)
-  assert(is_settled, "it takes more and more memory")
+  assert(same == 25, "it takes more and more memory")
   return last
 end
 
