@@ -269,6 +269,13 @@ local function regulate(self)
   self.reads = reads
 end
 
+-- Of what came while a request runs: what is behind the last Ctrl-C, which cancels it.
+local function heed(self, bytes)
+  local behind = bytes:match "^.*\3(.*)$"
+  if behind then cancel(self) end
+  return behind or bytes
+end
+
 -- Works off a slice of what was typed, up to the first thing that happens.
 local function advance(self)
   self.scheduled = false
@@ -279,6 +286,7 @@ local function advance(self)
   regulate(self)
   write(self, out)
   if event then EVENTS[event](self, text) end
+  if self.running then self.pending = heed(self, self.pending) end
   go_on(self)
 end
 
@@ -295,9 +303,8 @@ local function on_data(self, bytes)
     self.ended = true
     return go_on(self)
   end
-  local behind = self.running and bytes:match "^.*\3(.*)$"
-  if behind then cancel(self) end
-  self.pending = self.pending .. (behind or bytes)
+  if self.running then bytes = heed(self, bytes) end
+  self.pending = self.pending .. bytes
   regulate(self)
   if not self.scheduled then advance(self) end
 end
