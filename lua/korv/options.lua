@@ -21,7 +21,8 @@ end
 
 -- What an option's value may be: a function that says what is wrong with one, or returns nil.
 local KINDS = {
-  table = is_type "table", string = is_type "string", number = is_type "number", boolean = is_type "boolean", ["function"] = is_type "function",
+  table = is_type "table", string = is_type "string", number = is_type "number", boolean = is_type "boolean",
+  ["function"] = is_type "function",
 
   ["string or false"] = function(value, name)
     if value ~= false and type(value) ~= "string" then return ("%s must be a string or false, not %s"):format(name, kind_of(value)) end
