@@ -61,7 +61,8 @@ describe("from=", function()
   end
 
   it("is refused where it cannot be honoured: a name would have to be looked up, a negated one would keep out nobody", function()
-    for _, name in ipairs { "host.example", "*.example", "!*.example,*", "!*.de,*", "cafe", "*.de", "dead.beef", "dead.bee?", "10", "127.1" } do
+    for _, name in ipairs { "host.example", "*.example", "!*.example,*", "!*.de,*", "cafe", "*.de", "dead.beef", "dead.bee?", "10",
+      "127.1" } do
       refused("is no address, pattern of one or network; host names are not looked up", "from=", name)
     end
     for _, wrong in ipairs { "", ",", "10.0.0.1,", "!", "*,!", "10.0.0.256", "10.0.0.1:22", "[::1]", "fe80::1%eth0/64x" } do
@@ -94,7 +95,7 @@ describe("expiry-time=", function()
   end)
 
   -- Also those that a change of the clocks leaves out or has twice, of which either will do.
-  for _, zone in ipairs { "UTC0", "CET-1CEST,M3.5.0,M10.5.0/3", "EST5EDT,M3.2.0,M11.1.0", "<+0545>-5:45", "AEST-10AEDT,M10.1.0,M4.1.0/3" } do
+  for _, zone in ipairs { "UTC0", "CET-1CEST,M3.5.0,M10.5.0/3", "EST5EDT,M3.2.0,M11.1.0", "<+0545>-5:45", "AEST-10AEDT,M10.1.0,M4.1.0" } do
     it("is a time of the machine's without one: TZ=" .. zone, function()
       local program = [[
         local keyoptions = require "korv.keyoptions"
@@ -120,9 +121,9 @@ describe("expiry-time=", function()
   end
 
   it("is refused where there is no such time", function()
-    for _, wrong in ipairs { "", "Z", "2025", "202513", "20251301Z", "20250001", "20250100", "20250230", "20250229Z", "21000229", "202501012400",
-      "202501012360", "20250101235960", "2025-01-01", " 20250101", "20250101 ", "20250101ZZ", "20250101+1", "-0250101", "0x250101", "1e",
-      "2025010112", "never" } do
+    for _, wrong in ipairs { "", "Z", "2025", "202513", "20251301Z", "20250001", "20250100", "20250230", "20250229Z", "21000229",
+      "202501012400", "202501012360", "20250101235960", "2025-01-01", " 20250101", "20250101 ", "20250101ZZ", "20250101+1", "-0250101",
+      "0x250101", "1e", "2025010112", "never" } do
       refused("is no time", "expiry-time=", wrong)
     end
   end)
@@ -164,7 +165,8 @@ describe("environment=", function()
     for _, wrong in ipairs { "", "KORV_ROLES", "PATH=/bin", "korv_roles=ops", "KORV_ROLES =ops", " KORV_ROLES=ops", "LD_PRELOAD=x" } do
       refused("^environment: nothing reads this variable", "environment=", wrong)
     end
-    for _, wrong in ipairs { "KORV_ROLES=", "KORV_ROLES=ops,", "KORV_ROLES=o ps", "KORV_ROLES=*", "KORV_ROLES=ops,KORV_ROLES=x", "KORV_ROLES=öps" } do
+    for _, wrong in ipairs { "KORV_ROLES=", "KORV_ROLES=ops,", "KORV_ROLES=o ps", "KORV_ROLES=*", "KORV_ROLES=ops,KORV_ROLES=x",
+      "KORV_ROLES=öps" } do
       refused("^environment: .*is no role", "environment=", wrong)
     end
   end)
@@ -205,7 +207,7 @@ describe("a pattern", function()
   end)
 end)
 
--- The oracles ------------------------------------------------------------------------------------------------------------------------------
+-- The oracles -----------------------------------------------------------------------------------------------------------------------
 
 describe("a line with options", function()
   teardown(support.finish)
@@ -213,7 +215,9 @@ describe("a line with options", function()
   -- Options that are known to both, their values made of whatever could end them at the wrong place.
   local function random_value()
     local parts = {}
-    for i = 1, math.random(0, 6) do parts[i] = one_of { "a", " ", ",", '\\"', "\\", "\\\\", "=", "ssh-rsa AAAA", "#", "no-pty" } end
+    for i = 1, math.random(0, 6) do
+      parts[i] = one_of { "a", " ", ",", '\\"', "\\", "\\\\", "=", "ssh-rsa AAAA", "#", "no-pty" }
+    end
     return table.concat(parts)
   end
 
@@ -224,7 +228,7 @@ describe("a line with options", function()
       list[i] = one_of { "restrict", "no-pty", "NO-PTY", "permitopen=" .. quote .. random_value() .. close,
         'tunnel="' .. random_value() .. '"', 'permitlisten="' .. random_value() .. '"' }
     end
-    return table.concat(list, one_of { ",", ",", ",", ", ", ",,", " " })
+    return (table.concat(list, one_of { ",", ",", ",", ", ", ",,", " " }):gsub(" +$", "")) -- ssh-keygen misses a key behind two spaces
   end
 
   -- Whatever is accepted here is the key that OpenSSH finds in the line, with the same comment.
@@ -268,16 +272,17 @@ describe("what sshd does with a key,", function()
   end
 
   local FIXED = { 'from="127.0.0.2"', 'from="!127.0.0.2,*"', 'from="*,!127.0.0.2"', 'from="!127.0.0.9,*"', 'from="127.0.0.2/24"', 'from=""',
-    'from="127.0.0.2",from="*"', 'from="127.0.0.2",no-pty', 'expiry-time="20991231"', 'expiry-time="20240101Z"', 'expiry-time="20991231",expiry-time="20240101"',
-    "restrict", "unknown", 'unknown="x"', 'from="127.0.0.2', "cert-authority", "no-pty," }
+    'from="127.0.0.2",from="*"', 'from="127.0.0.2",no-pty', 'expiry-time="20991231"', 'expiry-time="20240101Z"',
+    'expiry-time="20991231",expiry-time="20240101"',
+    "restrict", "unknown", 'unknown="x"', 'from="127.0.0.2', "cert-authority" }
 
   -- It takes these, and they are refused here: slips that may not mean what they do.
-  local STRICTER = { 'expiry-time="20990230"', "restrict,,no-pty", 'from="127.0.0.2,127.3"' }
+  local STRICTER = { 'expiry-time="20990230"', "restrict,,no-pty", "no-pty,", 'from="127.0.0.2,127.3"' }
 
   it("is done here", function()
     if not sshd.is_there() then return pending "there is no sshd here" end
     local cases = {}
-    local fixed = table.move(FIXED, 1, #FIXED, #STRICTER + 1, table.move(STRICTER, 1, #STRICTER, 1, {}))
+    local fixed = table.move(FIXED, 1, #FIXED, #STRICTER + 1, { table.unpack(STRICTER) })
     for i = 1, FULL and 200 or 36 do
       local options = fixed[i] or one_of { random_from, random_expiry }()
       local name = "sshd" .. i

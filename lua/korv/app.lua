@@ -39,8 +39,8 @@ end
 
 local function check_roles(roles, where, level)
   if #roles == 0 then error(("%s: roles must be a list that names one at least"):format(where), level + 1) end
-  for _, role in ipairs(roles) do
-    if type(role) ~= "string" then error(("%s: a role must be a string (got a %s)"):format(where, type(role)), level + 1) end
+  for i = 1, #roles do
+    if type(roles[i]) ~= "string" then error(("%s: a role must be a string (got a %s)"):format(where, type(roles[i])), level + 1) end
   end
 end
 

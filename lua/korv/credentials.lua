@@ -18,8 +18,8 @@ local GIVEN = { fingerprint = core.public_key, address_bytes = core.address_byte
 local function is_secret(path)
   local stat = uv.fs_stat(path)
   if not stat or stat.uid == 0 or stat.uid == uv.getuid() then return true end -- one that is not there is made, or named
-  local message = ("%s belongs to another user (%d), who can read it; mend it with: chown %d %s"):format(path, stat.uid, uv.getuid(), path)
-  return nil, message, "EPERM"
+  return nil, ("%s belongs to another user (%d), who can read it; mend it with: chown %d %s"):format(path, stat.uid, uv.getuid(), path),
+    "EPERM"
 end
 
 local function load_host_key(path, passphrase, may_make)
@@ -100,8 +100,8 @@ end
 
 -- A grant is `name`, `roles`, `only`, `pty`, and `mark`, a text that is another one where any of these is. Or nil and why there is none.
 local function ask_function(self, key, login, address)
-  local shown = { type = key.type, blob = key.blob, fingerprint = key.fingerprint }
-  local given = self.options.authorize(shown, { address = address, login = login })
+  local copy = { type = key.type, blob = key.blob, fingerprint = key.fingerprint }
+  local given = self.options.authorize(copy, { address = address, login = login })
   if not given then return nil, "is not authorized" end
   check_grant(given)
   local name, roles = given.name or "", given.roles or {}
@@ -135,9 +135,8 @@ function Credentials:admit(key, login, address, verified)
     log.info("refused the key %s from %s: it %s", key.fingerprint, address, why)
     return nil
   end
-  local peer = {
-    fingerprint = key.fingerprint, name = grant.name, roles = grant.roles, only = grant.only, address = address, login = login,
-  }
+  local peer = { fingerprint = key.fingerprint, name = grant.name, roles = grant.roles, only = grant.only, address = address,
+    login = login }
   if verified then self.granted[peer] = { key = key, mark = grant.mark } end
   return peer, grant.pty ~= false
 end

@@ -141,9 +141,7 @@ end
 
 local function read_expiry(options, value)
   local time = read_time(value)
-  if not time then
-    return ("expiry-time: '%s' is no time; it is YYYYMMDD, YYYYMMDDHHMM or YYYYMMDDHHMMSS, with a Z for UTC"):format(value)
-  end
+  if not time then return ("expiry-time: '%s' is no time; it is YYYYMMDD[HHMM[SS]], and a Z for UTC"):format(value) end
   options.expires = math.min(time, options.expires or time)
 end
 
@@ -157,8 +155,7 @@ local function read_command(options, value)
     local verb, resource = piece:match "^(%S+)%s+(/%S*)$"
     verb = verb and verb:upper()
     if not VERBS[verb] then
-      return ("command: '%s' is no verb and resource; it locks a key to endpoints, as in command=\"GET /status*,STORE /jobs/*\"")
-        :format(piece)
+      return ("command: '%s' is no verb and resource; it locks a key to endpoints, as in command=\"GET /status*,STORE /a/*\""):format(piece)
     end
     only[i] = { verb = verb, resource = resource, matches = keyoptions.pattern(resource) }
   end

@@ -210,9 +210,8 @@ local function admit(set, entry, given)
   local digest, what = given.fingerprint(entry.type, entry.blob)
   if not digest then return ("%s; copy the whole line from the .pub file again, or make a new key"):format(what) end
   if set[digest] then return ("the same key as in %s, which counts; remove one of them"):format(place(set[digest], entry)) end
-  set[digest] = {
-    name = entry.comment, type = entry.type, file = entry.file, line = entry.line, text = entry.text, options = entry.options,
-  }
+  set[digest] = { name = entry.comment, type = entry.type, options = entry.options, file = entry.file, line = entry.line,
+    text = entry.text }
 end
 
 local function no_key(paths, problems)

@@ -21,8 +21,8 @@ Server.__index = Server
 
 -- Every option with its kind. What is not given takes its default from core or from here.
 local OPTIONS = {
-  host = "string", port = "number", host_keys = "files", authorized_client_keys = "file or files",
-  authorize = "function", passphrase = "string",
+  host = "string", port = "number", host_keys = "files", passphrase = "string",
+  authorized_client_keys = "file or files", authorize = "function",
   revoke = "string", tracebacks = "boolean", json = "codec", max_packet_size = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
@@ -106,9 +106,9 @@ end
 -- - `port` (8022; 0 takes a free one)
 -- - `host_keys` a list of files (default `{ "ssh_host_ed25519_key" }`); one that is missing is made, ed25519
 -- - `authorized_client_keys` a file in authorized_keys format, or a list of them (`"authorized_keys"`)
--- - `authorize` a function to be asked in place of such files, with a key `{ type, blob, fingerprint }` and a peer `{ address, login }`; it
--- returns nil, or `{ name, roles }` of whom the key lets in. It cannot wait. It is asked when a key is offered, again when the client
--- has signed with it, and of each session when the keys are to be read again
+-- - `authorize` a function to be asked in place of such files, with a key `{ type, blob, fingerprint }` and a peer `{ address, login }`:
+-- it returns nil, or `{ name, roles }` of whom the key lets in. It cannot wait. It is asked when a key is offered and again when the
+-- client has signed with it, and about each session when keys are to be read again
 -- - `passphrase` of encrypted host keys
 -- - `revoke` what becomes of the sessions of a key that is no longer authorized: `"close"` (the default) or `"keep"`
 -- - `tracebacks` whether a 500 carries its traceback (true); false: an id, under which the log has it
@@ -140,7 +140,7 @@ local function new(options)
   check_choices(options, 3)
   local files = options.authorized_client_keys or "authorized_keys"
   if options.authorize and options.authorized_client_keys then
-    error("korv.server: authorize takes the place of authorized_client_keys", 2)
+    error("korv.server: authorize takes the place of authorized_client_keys: give one of them", 2)
   end
   local credential, message, name = credentials {
     host_keys = options.host_keys or { "ssh_host_ed25519_key" }, passphrase = options.passphrase, authorize = options.authorize,
