@@ -1,6 +1,5 @@
 --- What the specs of the real `korv serve` as processes share, on top of spec.pair: how it is started, which processes there are of it, and
--- clients of it. It serves spec/data/serving.lua, and everything that comes of it ends with the spec: the processes read a stdin that the
--- spec holds, and end when it does.
+-- clients of it. It serves spec/data/serving.lua, and everything that comes of it ends with the spec (spec/peers/quick_korv.lua).
 -- @module spec.serving
 
 local korv = require "korv"

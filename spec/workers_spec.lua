@@ -230,7 +230,7 @@ describe("korv serve --workers", function()
   end)
 
   it("has its workers end what they do where the supervisor is killed", function()
-    local server = serving.start { workers = 3, env = { KORV_SPEC_LEASH = "none" } }
+    local server = serving.start { workers = 3 }
     local pids, outcomes = server:workers(), {}
     for i, client in ipairs(dial_all(server, 6)) do
       client:call("GET", "/work", { name = "w" .. i, seconds = 1 }, { callback = function(response)

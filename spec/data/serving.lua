@@ -10,17 +10,6 @@ local function is_there(name) return uv.fs_stat(folder .. name) ~= nil end
 local pid = math.tointeger(uv.os_getpid())
 if is_there "fail" or is_there("fail-" .. pid) then error("told to fail in " .. pid, 0) end
 
--- The spec holds the other end of stdin: whoever is left when it has gone ends.
-local function leash(state)
-  if state.leash then return end
-  state.leash = uv.new_pipe(false)
-  state.leash:open(0)
-  state.leash:unref()
-  state.leash:read_start(function(_, bytes)
-    if not bytes then os.exit(9) end
-  end)
-end
-
 -- What has begun, whole lines that several processes write at once.
 local function note_begin(name)
   local file <close> = assert(io.open(folder .. "begun", "a"))
@@ -33,7 +22,6 @@ local function output_of(command)
 end
 
 return function(app)
-  if os.getenv "KORV_SPEC_LEASH" ~= "none" then leash(app.state) end
   app.state.file = app.state.file or assert(io.open(arg[0])) -- as apps do; not closed on exec
 
   app:get("/pid", function() return 200, pid end)
