@@ -15,7 +15,7 @@ Editor.__index = Editor
 
 local HISTORY, HISTORY_BYTES = 200, 262144 -- lines that are remembered, and what they may take
 local LISTED = 100                         -- candidates that are shown at once
-local KEYS_AT_ONCE = 256                   -- a key may have to look at the whole line
+local KEYS_AT_ONCE = 64                    -- a key may have to look at the whole line
 local MARKS = 32                           -- that are taken for one with the character before them
 local SOUGHT_BYTES = 200                   -- of what is searched for in the history
 
