@@ -255,6 +255,17 @@ describe("a line longer than the window", function()
     assert_shows("|" .. ("abcdefghij"):rep(5), "\1")
   end)
 
+  it("takes a bounded time for what is typed at once, whatever it is", function()
+    for _, case in ipairs { { ("a"):rep(65000), "\23\25" }, { "a" .. ("\u{301}"):rep(32000), "\2\6" }, { ("a "):rep(32500), "\27b" },
+      { ("a"):rep(60000), "\2x" }, { ("日"):rep(20000), "\20\2\2" } } do
+      begin { most = 65536, columns = 80 }
+      editor:feed(case[1])
+      local clock = os.clock()
+      editor:feed(case[2]:rep(100000))
+      assert.is_true(os.clock() - clock < 0.5, ("%g s for %q"):format(os.clock() - clock, case[2]))
+    end
+  end)
+
   it("is refused past its limit, also where something was removed again", function()
     begin { most = 10 }
     assert.same({ { "0123456789" } }, type_in "0123456789\r")

@@ -9,7 +9,7 @@ Decoder.__index = Decoder
 
 local SEQUENCE_BYTES = 32 -- a longer escape sequence is none
 local PASTE_END = "\27[201~"
-local CONTROL = "[%z\1-\31\127]"
+local CONTROL = "[\0\1-\31\127]"
 
 local CONTROLS = {
   [1] = "home", [2] = "left", [3] = "interrupt", [4] = "leave", [5] = "end", [6] = "right", [7] = "abort", [8] = "backspace",
@@ -73,7 +73,7 @@ local function take_pasted(self, bytes, at)
   if stop ~= at then
     local text, behind = text_to(bytes, at, (stop or #bytes + 1) - 1)
     if text == "" then return nil end
-    return behind, nil, (text:gsub("\r\n?", "\n"):gsub("\t", " "):gsub("[%z\1-\9\11-\31\127]", ""))
+    return behind, nil, (text:gsub("\r\n?", "\n"):gsub("\t", " "):gsub("[\0\1-\9\11-\31\127]", ""))
   end
   local ahead = bytes:sub(at, at + #PASTE_END - 1)
   if ahead ~= PASTE_END and PASTE_END:sub(1, #ahead) == ahead then return nil end

@@ -15,6 +15,8 @@ Editor.__index = Editor
 
 local HISTORY, HISTORY_BYTES = 200, 262144 -- lines that are remembered, and what they may take
 local LISTED = 100                         -- candidates that are shown at once
+local KEYS_AT_ONCE = 64                    -- a key may have to look at the whole line
+local MARKS = 32                           -- that are taken for one with the character before them
 local SOUGHT_BYTES = 200                   -- of what is searched for in the history
 
 local BELL, NEWLINE = "\a", "\r\n"
@@ -53,30 +55,33 @@ local function is_mark(text, at) return at <= #text and code_at(text, at) >= 0x3
 
 local function one_left(text, at)
   if at == 1 then return at end
-  repeat at = before(text, at) until at == 1 or not is_mark(text, at)
+  for _ = 0, MARKS do
+    at = before(text, at)
+    if at == 1 or not is_mark(text, at) then break end
+  end
   return at
 end
 
 local function one_right(text, at)
   if at > #text then return at end
-  repeat at = after(text, at) until not is_mark(text, at)
+  for _ = 0, MARKS do
+    at = after(text, at)
+    if not is_mark(text, at) then break end
+  end
   return at
 end
 
-local function is_word(byte) return byte >= 0x80 or string.char(byte):find "[%w_]" ~= nil end
-local function is_dark(byte) return byte > 0x20 end
+-- The characters of a word, and of what is between two; a word is made of bytes of one kind.
+local WORD, ARGUMENT = { is = "[%w_\x80-\xFF]", is_not = "[^%w_\x80-\xFF]" }, { is = "[^\0\1- ]", is_not = "[\0\1- ]" }
 
--- The beginning of a word to the left, the end of one to the right. A word is made of bytes of one kind.
-local function word_left(text, at, is)
-  while at > 1 and not is(text:byte(at - 1)) do at = at - 1 end
-  while at > 1 and is(text:byte(at - 1)) do at = at - 1 end
-  return at
+-- The end of a word to the right, the beginning of one to the left.
+local function word_right(text, at, kind)
+  local first = text:find(kind.is, at)
+  return first and text:find(kind.is_not, first) or #text + 1
 end
 
-local function word_right(text, at)
-  while at <= #text and not is_word(text:byte(at)) do at = at + 1 end
-  while at <= #text and is_word(text:byte(at)) do at = at + 1 end
-  return at
+local function word_left(text, at, kind)
+  return at - word_right(text:sub(1, at - 1):reverse(), 1, kind) + 1
 end
 
 -- What is shown ------------------------------------------------------------------------------------------------------------------------
@@ -249,15 +254,15 @@ local KEYS = {
   left = function(self) self.at = one_left(self.text, self.at) end,
   right = function(self) self.at = one_right(self.text, self.at) end,
   ["end"] = function(self) self.at = #self.text + 1 end,
-  ["word left"] = function(self) self.at = word_left(self.text, self.at, is_word) end,
-  ["word right"] = function(self) self.at = word_right(self.text, self.at) end,
+  ["word left"] = function(self) self.at = word_left(self.text, self.at, WORD) end,
+  ["word right"] = function(self) self.at = word_right(self.text, self.at, WORD) end,
   backspace = function(self) remove(self, one_left(self.text, self.at), self.at) end,
   delete = function(self) remove(self, self.at, one_right(self.text, self.at)) end,
   ["kill left"] = function(self) remove(self, 1, self.at, true) end,
   ["kill right"] = function(self) remove(self, self.at, #self.text + 1, true) end,
-  ["kill argument"] = function(self) remove(self, word_left(self.text, self.at, is_dark), self.at, true) end,
-  ["kill word left"] = function(self) remove(self, word_left(self.text, self.at, is_word), self.at, true) end,
-  ["kill word right"] = function(self) remove(self, self.at, word_right(self.text, self.at), true) end,
+  ["kill argument"] = function(self) remove(self, word_left(self.text, self.at, ARGUMENT), self.at, true) end,
+  ["kill word left"] = function(self) remove(self, word_left(self.text, self.at, WORD), self.at, true) end,
+  ["kill word right"] = function(self) remove(self, self.at, word_right(self.text, self.at, WORD), true) end,
   yank = function(self) insert(self, self.killed) end,
   exchange = exchange,
   previous = function(self) recall(self, self.place + 1) end,
@@ -306,10 +311,11 @@ local function reset(self)
   self.place, self.draft = 0, ""
 end
 
--- Takes keys until there is an event; where the next begins.
-local function take_all(self, bytes)
+-- Takes keys until there is an event, or enough of them; where the next begins.
+local function take_some(self, bytes)
   local at = 1
-  while at <= #bytes do
+  for _ = 1, KEYS_AT_ONCE do
+    if at > #bytes then break end
     local behind, event = take(self, bytes, at)
     if not behind then
       self.tail = bytes:sub(at)
@@ -330,7 +336,7 @@ end
 
 local function snapshot(self) return { text = self.text, at = self.at, prompt = self.shown_prompt } end
 
---- Takes bytes that were typed, until they are used up or something has happened:
+--- Takes bytes that were typed: some of them at least, up to where something has happened:
 --
 -- - `line` a line was ended, whose text is the fourth value
 -- - `too_long` a line was ended that has lost something at the limit
@@ -347,7 +353,7 @@ local function snapshot(self) return { text = self.text, at = self.at, prompt = 
 function Editor:feed(bytes)
   local was = snapshot(self)
   bytes, self.tail = self.tail .. bytes, ""
-  local at, event = take_all(self, bytes)
+  local at, event = take_some(self, bytes)
   local rest = bytes:sub(at)
   if not event then return update(self, was), rest end
   if event == "complete" then return update(self, was), rest, event, self.text:sub(1, self.at - 1) end
