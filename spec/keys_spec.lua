@@ -86,6 +86,8 @@ describe("keys.parse", function()
   it("reads keys of security tokens", function()
     for _, type in ipairs { "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com" } do
       assert.equal(type, only(("no-touch-required %s %s c"):format(type, hollow(type))).type)
+      refused("whether somebody touches the token is not checked here", type .. " " .. hollow(type))
+      refused("whether somebody touches the token is not checked here", "restrict " .. type .. " " .. hollow(type))
     end
   end)
 

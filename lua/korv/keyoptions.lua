@@ -179,6 +179,7 @@ end
 local function harmless() end
 local function forbid_pty(options) options.pty = false end
 local function allow_pty(options) options.pty = true end
+local function allow_untouched(options) options.untouched = true end
 
 -- What each does to the table of options; one that takes a value has a = behind its name and returns what is wrong with the value. The
 -- harmless ones forbid what a server here never does, or allow it.
@@ -198,7 +199,7 @@ local HANDLERS = {
   ["user-rc"] = harmless,
   ["no-x11-forwarding"] = harmless,
   ["x11-forwarding"] = harmless,
-  ["no-touch-required"] = harmless, -- it asks for less; verify-required asks for more, so it is refused
+  ["no-touch-required"] = allow_untouched, -- verify-required asks for more than can be seen here, so it is refused
   ["permitopen="] = harmless,
   ["permitlisten="] = harmless,
   ["tunnel="] = harmless,
@@ -211,8 +212,9 @@ local REFUSED = {
 --- What a list of options makes.
 -- @tparam {table,...} list of `{ name, value }`; the name in lower case, with a `=` behind it where there is a value
 -- @tparam table given `address_bytes`: a function that makes bytes of an address in text, nil where it is none
--- @treturn ?table `pty` (false: no terminal), `from` (a function that judges an address), `expires` (seconds since 1970), `only` (the
--- endpoints that it is locked to: a list of `{ verb, resource, matches }`), `roles` (a list); nil where an option refuses the key
+-- @treturn ?table `pty` (false: no terminal), `untouched` (a security token may sign by itself), `from` (a function that judges an
+-- address), `expires` (seconds since 1970), `only` (the endpoints that it is locked to: a list of `{ verb, resource, matches }`), `roles`
+-- (a list); nil where an option refuses the key
 -- @treturn ?string what is wrong
 function keyoptions.read(list, given)
   local options = {}

@@ -110,6 +110,13 @@ local function split_options(line)
   return list, rest
 end
 
+-- A signature tells whether somebody has touched the token, but the library under us does not tell us.
+local function unseen_touch(type, options)
+  if type:find "^sk%-" and not options.untouched then
+    return "whether somebody touches the token is not checked here; write no-touch-required before the key if it may be used without"
+  end
+end
+
 -- The entry that a line makes. Or nil and what is wrong.
 local function read_line(line, given)
   local list, rest = split_options(line)
@@ -117,7 +124,7 @@ local function read_line(line, given)
   local type, blob, comment = rest:match("^([^ \t]+)[ \t]+([^ \t]+)[ \t]*(.-)[ \t]*$")
   if not type or not is_type(type) then return nil, "no key of a known type" .. FORMAT end
   local options, what = keyoptions.read(list, given)
-  what = what or refusal(type) or misshapen(type, blob)
+  what = what or refusal(type) or misshapen(type, blob) or unseen_touch(type, options)
   if what then return nil, what end
   return { type = type, blob = blob, comment = comment, options = options }
 end

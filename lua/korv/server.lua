@@ -39,7 +39,9 @@ local LAST_WORDS = 1 -- seconds for the answers to what a drain has cancelled
 local function closed(server)
   return function(peer, address, name, reason)
     local who = peer and peer.name ~= "" and peer.name or peer and peer.fingerprint
-    if who then
+    if who and name == "EPROTO" then
+      log.warn("%s (%s) was put out: %s", who, address, reason)
+    elseif who then
       log.debug("%s (%s) left: %s", who, address, reason)
     else
       log.info("no log-in from %s: %s (%s)", address, reason, name)

@@ -1,0 +1,71 @@
+--- What ssh-audit finds in a server's algorithms.
+
+local korv = require "korv"
+local pair = require "spec.pair"
+local support = require "spec.support"
+
+-- Its version in Debian 12 is older than strict key exchange, which is no algorithm but a sign that the server has it.
+local UNKNOWN = "(kex) kex-strict-s-v00@openssh.com   -- [warn] unknown algorithm"
+
+describe("ssh-audit", function()
+  setup(pair.begin)
+  teardown(pair.finish)
+
+  local function audit(options)
+    local server = pair.listen(pair.new_server(options))
+    local done = support.run({ "ssh-audit", "-n", "-p", tostring(server.port), "127.0.0.1" }, { timeout = 60 })
+    assert.matches("%(gen%) banner: SSH%-2%.0%-korv\n", done.stdout, nil, nil, done:describe "did not audit")
+    assert.equal("", done.stderr)
+    return done.stdout
+  end
+
+  local function algorithms(report, kind)
+    local list = {}
+    for name in report:gmatch("%(" .. kind .. "%) (%S+)") do list[#list + 1] = name end
+    return list
+  end
+
+  for _, ciphers in ipairs { "modern", "compatible" } do
+    it("has nothing to say against a server: ciphers = " .. ciphers, function()
+      local report = audit { ciphers = ciphers }
+      local complaints = {}
+      for line in report:gmatch "[^\n]+" do
+        if line:find("[warn]", 1, true) or line:find("[fail]", 1, true) then complaints[#complaints + 1] = line end
+      end
+      assert.same({ UNKNOWN }, complaints)
+      assert.is_falsy(report:find("CVE", 1, true))
+      local expected = { "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com" }
+      if ciphers == "compatible" then expected[4] = "aes256-ctr" end
+      assert.same(expected, algorithms(report, "enc"))
+      assert.same({ "ssh-ed25519" }, algorithms(report, "key"))
+      assert.matches("compression: disabled", report)
+    end)
+  end
+
+  it("finds no SHA-1 with an RSA host key", function()
+    local report = audit { host_keys = { pair.make_key("rsa_host", "-t", "rsa", "-b", "3072", "-N", "") } }
+    assert.same({ "rsa-sha2-512", "rsa-sha2-256" }, algorithms(report, "key"))
+    assert.is_falsy(report:find("[fail]", 1, true))
+  end)
+
+  it("ciphers: who has no newer one than AES-CTR is served where that is said, and only then", function()
+    for ciphers, code in pairs { modern = 255, compatible = 0 } do
+      local server = pair.new_server { ciphers = ciphers }
+      server:get("/hello", function() return 200, "hello" end)
+      pair.listen(server)
+      local argv = { "ssh", "-F", "none", "-i", support.key "client", "-p", tostring(server.port), "-c", "aes256-ctr", "-o",
+        "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), "-s", "127.0.0.1", "korv" }
+      for _, mac in ipairs { "hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com" } do
+        local done = support.run({ argv[1], "-m", mac, table.unpack(argv, 2) }, { stdin = '{"id":1,"verb":"GET","resource":"/hello"}\n' })
+        assert.equal(code, done.code, done.stderr)
+        assert.equal(code == 0, done.stdout:find '"code":200' ~= nil)
+      end
+      local old = support.run { argv[1], "-m", "hmac-sha2-256", table.unpack(argv, 2) }
+      assert.matches(code == 0 and "no matching MAC found" or "no matching cipher found", old.stderr)
+    end
+  end)
+
+  it("ciphers is modern or compatible", function()
+    pair.must_raise("korv%.server: ciphers must be 'modern' or 'compatible', not 'old'", function() korv.server { ciphers = "old" } end)
+  end)
+end)
