@@ -13,8 +13,8 @@ end
 describe("korv.core", function()
   teardown(support.finish)
 
-  -- Control flow protection is looked at below: the mark that hardening-check looks for is the linker's, who sets it only where all of the
-  -- C library has it.
+  -- Control flow protection is looked at below: the mark that hardening-check looks for is set only where the whole C library has it, and
+  -- Debian 12's has not.
   it("is hardened as far as hardening-check demands", function()
     local report = output("hardening-check", "--nocfprotection", CORE)
     for _, what in ipairs { "Stack protected", "Fortify Source functions", "Read%-only relocations", "Immediate binding" } do

@@ -186,6 +186,19 @@ describe("keys.parse", function()
     refused("no key of a known type", "ssh-ed448 " .. key.blob .. " comment")
   end)
 
+  it("refuses a line with a zero byte, at which sshd would take it to end", function()
+    refused("a zero byte", 'command="GET /a\0b" ' .. made.ed25519.line)
+    refused("a zero byte", made.ed25519.line .. "\0")
+  end)
+
+  it("has its key looked at by the core, which refuses what stands behind one in its base64 text, as ssh-keygen does", function()
+    local core, key = require "korv.core", made.ed25519
+    assert.equal(key.fingerprint, (core.public_key(key.type, key.blob)))
+    local none, problem = core.public_key(key.type, key.blob .. "AAAA")
+    assert.same({ nil, "something stands behind the key, in its base64 text" }, { none, problem })
+    assert.is_nil((fingerprint(key.type, key.blob .. "AAAA")))
+  end)
+
   it("quotes nothing of a private key, and says what it is", function()
     local secret = slurp(made.ed25519.path)
     local entries, problems = keys.parse(secret, "F")

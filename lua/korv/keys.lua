@@ -103,6 +103,7 @@ local FORMAT = "; a line is [options] type key [comment], as in a .pub file"
 
 -- The options before a key, as a list, and the line from its type on. Or nil and what is wrong.
 local function split_options(line)
+  if line:find("\0", 1, true) then return nil, "there is a zero byte in the line; sshd takes the line to end there, so take it out" end
   if line:find("^%-%-%-%-") then return nil, "this is a key file of another kind, maybe a private key; list the line of the .pub file" end
   if is_type(line:match("^[^ \t]+")) then return {}, line end
   local list, rest = read_options(line)

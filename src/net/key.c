@@ -132,6 +132,14 @@ bool net_key_public(const net_key *k, char *out, size_t size) {
   return ok;
 }
 
+/* libssh reads over what stands behind a key, which nobody has written there on purpose. */
+static bool is_all_of(ssh_key key, const char *blob) {
+  char *own = NULL;
+  bool same = ssh_pki_export_pubkey_base64(key, &own) == SSH_OK && strcmp(own, blob) == 0;
+  ssh_string_free_char(own);
+  return same;
+}
+
 bool net_public_key_describe(const char *type, const char *blob, net_key_text *out, net_error *err) {
   ssh_key key = NULL;
   enum ssh_keytypes_e wanted = ssh_key_type_from_name(type);
@@ -139,7 +147,9 @@ bool net_public_key_describe(const char *type, const char *blob, net_key_text *o
     net_error_set(err, "EKEY", "not a key of type %.60s", type);
     return false;
   }
-  bool ok = describe(key, out, err);
+  bool ok = is_all_of(key, blob);
+  if (!ok) net_error_set(err, "EKEY", "something stands behind the key, in its base64 text");
+  ok = ok && describe(key, out, err);
   ssh_key_free(key);
   if (ok && strcmp(out->type, type) != 0) {
     net_error_set(err, "EKEY", "the key is of type %s, not %.60s", out->type, type);
