@@ -1,11 +1,12 @@
 /* load: asks a korv server over any number of connections, each with so many requests in flight, checks every answer, and prints what
  * it cost as one line of JSON.
  *
- *   load --port N --key FILE --requests N [--connections N] [--in-flight N] [--encoding gzip|line] …      (all: see known[])
+ *   load --port N --key FILE --requests N [--connections N] [--in-flight N] [--encoding gzip|line|exec] … (all: see known[])
  *
  * A gzip request is one SSH packet on a direct-tcpip channel, as the protocol's first clients send it; lines go to the subsystem
  * `korv`, all that are due in one write. An answer counts once its request_id is one that is waited for, its code 200 and the expected
- * text in it. A tenth of the requests are sent before as a warm-up that is checked but not counted. Exit status 1 where any answer
+ * text in it. With exec each request is a command on a channel of its own, one after the other on one connection, as `ssh HOST GET /hello`
+ * is over a connection that is kept; it counts once its output has ended, with exit status 0 and the expected text. A tenth of the requests are sent before as a warm-up that is checked but not counted. Exit status 1 where any answer
  * was wrong or missing.
  */
 #include "link.h"
@@ -46,7 +47,7 @@ struct connection {
 
 struct load {
   struct options options;
-  bool lines;
+  bool lines, commands;
   struct bytes request; /* the text of each, but for its id */
   size_t id_at;
   struct connection *connections;
@@ -209,6 +210,8 @@ static void open_connection(struct load *l, struct connection *c, ssh_key key) {
   while (c->free_count < places) c->free[c->free_count] = c->free_count, c->free_count++;
   c->link.ssh = log_in(&l->options, key);
   link_count(&c->link);
+  c->link.fd = -1;
+  if (l->commands) return;
   open_channel(l, c);
   ssh_set_blocking(c->link.ssh, 0);
   if (!link_open(&c->link, l->epoll)) fail("a connection can't be watched: %s", strerror(errno));
@@ -262,12 +265,48 @@ static void wait_for_answers(struct load *l) {
   for (int i = 0; i < count; i++) turn(l, events[i].data.ptr);
 }
 
+/* What one command prints; NULL where it failed. */
+static const char *command_output(ssh_channel channel, const char *command) {
+  static char output[4096];
+  size_t length = 0;
+  int got = 1;
+  if (ssh_channel_open_session(channel) != SSH_OK || ssh_channel_request_exec(channel, command) != SSH_OK) return NULL;
+  while (got > 0 && length < sizeof output - 1) {
+    got = ssh_channel_read(channel, output + length, (uint32_t)(sizeof output - 1 - length), 0);
+    if (got > 0) length += (size_t)got;
+  }
+  output[length] = '\0';
+  return got == 0 && ssh_channel_get_exit_status(channel) == 0 ? output : NULL;
+}
+
+static void run_command(struct load *l, ssh_session ssh, const char *command) {
+  ssh_channel channel = ssh_channel_new(ssh);
+  if (!channel) fail("out of memory");
+  uint64_t sent_ns = now_ns();
+  const char *output = command_output(channel, command);
+  ssh_channel_close(channel);
+  ssh_channel_free(channel);
+  l->now_ns = now_ns();
+  l->unsent--;
+  l->answers++;
+  histogram_add(&l->latency, l->now_ns - sent_ns);
+  if (!output || !strstr(output, l->options.expect))
+    complain(l, "a command that failed, or without the expected text", (struct text){output ? output : "", output ? strlen(output) : 0});
+}
+
+static void run_commands(struct load *l) {
+  char command[1024];
+  snprintf(command, sizeof command, "%s %s", l->options.verb, l->options.resource);
+  while (l->unsent && l->now_ns < l->deadline_ns) run_command(l, l->connections[0].link.ssh, command);
+}
+
 /* Sends so many requests and waits for their answers, or for the deadline. */
 static void run(struct load *l, uint64_t requests) {
   memset(&l->latency, 0, sizeof l->latency);
   l->answers = 0;
   l->unsent = requests;
   l->now_ns = now_ns();
+  if (l->commands) run_commands(l);
   for (long i = 0; i < l->options.connections && l->unsent; i++) turn(l, &l->connections[i]);
   while (l->answers < requests && l->now_ns < l->deadline_ns) wait_for_answers(l);
   if (l->answers < requests) {
@@ -331,7 +370,7 @@ static const struct {
     {"host", &load.options.host, NULL, 0, 0},
     {"connections", NULL, &load.options.connections, 1, 10000},
     {"in-flight", NULL, &load.options.in_flight, 1, 100000}, /* on each connection */
-    {"encoding", &load.options.encoding, NULL, 0, 0},        /* gzip or line */
+    {"encoding", &load.options.encoding, NULL, 0, 0},        /* gzip, line or exec */
     {"level", NULL, &load.options.level, 0, 9},              /* of gzip; 0 stores */
     {"size", NULL, &load.options.size, 0, 16 << 20},         /* bytes of a request's JSON, filled up in its body */
     {"verb", &load.options.verb, NULL, 0, 0},
@@ -366,7 +405,8 @@ static void read_options(int argc, char **argv) {
   const struct options *o = &load.options;
   if (got != -1 || optind != argc || !o->port || !o->key || !o->requests) fail("use: %s --port N --key FILE --requests N …", argv[0]);
   load.lines = strcmp(o->encoding, "line") == 0;
-  if (!load.lines && strcmp(o->encoding, "gzip") != 0) fail("--encoding: gzip or line, not '%s'", o->encoding);
+  load.commands = strcmp(o->encoding, "exec") == 0;
+  if (!load.lines && !load.commands && strcmp(o->encoding, "gzip") != 0) fail("--encoding: gzip, line or exec, not '%s'", o->encoding);
 }
 
 int main(int argc, char **argv) {
