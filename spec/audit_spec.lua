@@ -1,4 +1,4 @@
---- What ssh-audit finds in a server's algorithms.
+--- What ssh-audit finds in a server's algorithms, and how long their keys are used.
 
 local korv = require "korv"
 local pair = require "spec.pair"
@@ -63,6 +63,21 @@ describe("ssh-audit", function()
       local old = support.run { argv[1], "-m", "hmac-sha2-256", table.unpack(argv, 2) }
       assert.matches(code == 0 and "no matching MAC found" or "no matching cipher found", old.stderr)
     end
+  end)
+
+  it("keys are exchanged anew after a GiB, with a cipher and a client that would not do it by themselves", function()
+    if not os.getenv "KORV_FULL" then return pending "a GiB is sent in a full run only" end
+    local server, body = pair.new_server {}, ("x"):rep(16000000)
+    server:get("/large", function() return 200, body end)
+    pair.listen(server)
+    local requests = ('{"id":1,"verb":"GET","resource":"/large"}\n'):rep(75)
+    local done = support.run({ "sh", "-c", '"$@" | wc -c', "sh", "ssh", "-F", "none", "-i", support.key "client", "-v", "-c",
+      "aes128-gcm@openssh.com", "-p", tostring(server.port), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o",
+      "RekeyLimit=64G none", "-o",
+      "UserKnownHostsFile=" .. support.known_hosts(server), "-s", "127.0.0.1", "korv" }, { stdin = requests, timeout = 300 })
+    assert.is_true(tonumber(done.stdout) > 75 * 16000000, done.stderr)
+    local _, exchanges = done.stderr:gsub("SSH2_MSG_KEXINIT received", "")
+    assert.equal(2, exchanges)
   end)
 
   it("ciphers is modern or compatible", function()

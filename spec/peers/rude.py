@@ -557,12 +557,14 @@ def case_unsigned(port, path, step):
 
 def case_flip(port, path, cipher, where, number, at, bit):
     """Turns one bit of one packet, and then sends whatever may be needed to have it looked at. `where`: handshake, log-in, or channel; `at`:
-    how far into the packet, of 1."""
+    how far into the packet, of 1. What means nothing is left alone: the filler of a packet in clear, and KEXINIT's last, reserved word, which
+    libssh takes for zero whatever it is."""
     connection, key = Connection(port, cipher), ed25519_key(path)
     left = int(number)
 
     def turn(packet):
-        place = min(int(len(packet) * float(at)), len(packet) - 1)
+        end = len(packet) if connection.sealing else len(packet) - packet[4] - (4 if packet[5] == KEXINIT else 0)
+        place = min(int(end * float(at)), end - 1)
         return packet[:place] + bytes([packet[place] ^ (1 << int(bit))]) + packet[place + 1:]
 
     def next_packet():
@@ -586,14 +588,13 @@ def case_flip(port, path, cipher, where, number, at, bit):
             connection.send = send
         connection.send(bytes([SERVICE_REQUEST]) + string("ssh-userauth"))
         connection.sign("anybody", key)
-        if left >= 0 or where == "channel":
-            connection.expect(AUTH_SUCCESS)
+        connection.socket.settimeout(PATIENCE / 10)
+        connection.expect(AUTH_SUCCESS)
         if where == "channel":
             connection.send = send
-        connection.open_channel()
-        connection.data(42, HELLO)  # libssh's first channel
-        connection.data(42, HELLO)
-        connection.socket.settimeout(2)
+        channel = connection.open_channel()
+        connection.data(channel, HELLO)
+        connection.data(channel, HELLO)
         while True:
             answers += connection.receive()[0] == DATA
     except Lost:
