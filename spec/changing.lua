@@ -31,7 +31,8 @@ end
 -- @tparam {string,...} more
 -- @treturn {string,...}
 function changing.argv(more)
-  local argv = { support.korv, "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "text" }
+  local argv = { support.korv, "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "text",
+    "--drain", "1" }
   local given = " " .. table.concat(more, " ") .. " "
   if not given:find(" --host-key ", 1, true) then table.move({ "--host-key", support.key "host" }, 1, 2, #argv + 1, argv) end
   if not given:find(" --authorized-keys ", 1, true) then

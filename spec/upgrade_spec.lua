@@ -288,7 +288,7 @@ describe("a worker that stands still", function()
     local descriptors, bytes = serving.descriptors(server.pid), server:rss_bytes()
     for _ = 1, 6 do hand_over() end
     assert.is_true(serving.descriptors(server.pid) <= descriptors + 4, serving.descriptors(server.pid))
-    if waiting.is_measured then assert.is_true(server:rss_bytes() - bytes < waiting.MEBIBYTE / 2, server:rss_bytes() - bytes) end
+    if waiting.is_measured then assert.is_true(server:rss_bytes() - bytes < waiting.MEBIBYTE, server:rss_bytes() - bytes) end
     assert.equal(pids[2], server:ask "/pid")
     serving.signal(pids[1], "sigcont")
     local is_back

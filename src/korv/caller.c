@@ -53,6 +53,7 @@ bool caller_answer(answer *a, lua_State *L, host_json_error *err) {
     call(c, 4, "answer");
   }
   wire_buf_consume(draft, draft->len);
+  wire_buf_shrink(draft, 65536);
   return true;
 }
 

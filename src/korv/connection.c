@@ -156,7 +156,8 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   if (!o) return;
   o->net = NULL;
   if (c->hub->dead) return;
-  if (o->first && c->session) part(c, "EOF", "the server closed the channel");
+  bool session_ends = net_session_why(net_channel_session(nc)) != NULL; /* which is told, too */
+  if (o->first && c->session && !session_ends) part(c, "EOF", "the server closed the channel");
   lua_State *L = c->hub->L;
   if (!o->first) {
     lua_rawgeti(L, LUA_REGISTRYINDEX, o->closed);

@@ -6,7 +6,7 @@
 
 #include "korv/server.h"
 
-enum { ID, VERB, RESOURCE, BODY, TIMEOUT, STREAM, CANCEL, FIELDS };
+enum { ID, VERB, RESOURCE, BODY, TIMEOUT, STREAM, CANCEL, PARAMS, QUERY, SEND, FIELDS };
 
 static const char unable[] = "Unable to process request", stopping[] = "The server is stopping";
 
@@ -227,6 +227,15 @@ static size_t slot_of(const server *s) {
   return slot;
 }
 
+/* What endpoints find in a request besides the message's own fields is not the client's to say. */
+static void drop_reserved(lua_State *L, const host_json_field *f) {
+  for (int i = PARAMS; i <= SEND; i++) {
+    if (!f[i].raw.at) continue;
+    lua_pushnil(L);
+    lua_setfield(L, -2, f[i].name);
+  }
+}
+
 /* The message's table is on top of L (popped): it becomes the request that the handler gets. */
 static void begin(channel *c, lua_State *L, const host_json_field *f, double timeout, wire_encoding encoding) {
   server *s = c->server;
@@ -245,6 +254,7 @@ static void begin(channel *c, lua_State *L, const host_json_field *f, double tim
   }
   set_deadline(r, s->timeout);
   set_deadline(r, timeout);
+  drop_reserved(L, f);
   lua_rawgeti(L, LUA_REGISTRYINDEX, c->peer);
   lua_setfield(L, -2, "peer");
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->request_meta);
@@ -345,7 +355,8 @@ void request_read(channel *c, const wire_message *m) {
       [ID] = {.name = "id", .name_len = 2},           [VERB] = {.name = "verb", .name_len = 4},
       [RESOURCE] = {.name = "resource", .name_len = 8}, [BODY] = {.name = "body", .name_len = 4},
       [TIMEOUT] = {.name = "timeout", .name_len = 7}, [STREAM] = {.name = "stream", .name_len = 6},
-      [CANCEL] = {.name = "cancel", .name_len = 6},
+      [CANCEL] = {.name = "cancel", .name_len = 6},   [PARAMS] = {.name = "params", .name_len = 6},
+      [QUERY] = {.name = "query", .name_len = 5},     [SEND] = {.name = "send", .name_len = 4},
   };
   if (host_json_decode(L, m->text, m->len, &c->server->json, fields, FIELDS, &err) < 0) {
     request_refuse(c, m->encoding, 400, unable, err.text);

@@ -204,6 +204,7 @@ void channel_less_busy(channel *c) {
   if (c->paused && !channel_is_full(c)) {
     c->paused = false;
     net_channel_pause(c->net, false);
+    c->reading = net_channel_in(c->net)->len > 0; /* what the library kept is there now */
   }
   channel_finish_if_done(c);
 }
@@ -244,7 +245,12 @@ static bool read_one(channel *c, size_t *bytes) {
 static bool on_channel_readable(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
-  if (!c || c->ended || (c->server->draining && c->server->replaced)) return false;
+  if (!c || c->ended) return false;
+  if (c->server->draining && c->server->replaced) { /* the next server is asked for the rest */
+    c->reading = false;
+    channel_finish_if_done(c);
+    return false;
+  }
   if (!c->reader) return caller_readable(c);
   wire_buf *in = net_channel_in(nc);
   size_t bytes = 0;

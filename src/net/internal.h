@@ -15,6 +15,7 @@ enum {
   FLUSH_BYTES = 262144,     /* what one session writes before the loop turns */
   DRAINED_BYTES = 65536,    /* queued output below which a channel counts as drained */
   INPUT_BYTES = 1400000,    /* more than libssh's window: the peer ignores flow control */
+  BARE_LOGIN_PACKETS = 16,  /* what a log-in takes beside its attempts, and a few more */
   STRANGER_BYTES = 131072,  /* more than any log-in takes: whoever sends so much without one does something else */
   MIN_PACKET_BYTES = 1024,  /* a peer that takes less per packet is refused */
 };
@@ -105,7 +106,7 @@ struct net_session {
   uint64_t exchanges_since_ms, exchanges_since_bytes;
   unsigned exchanges; /* of keys, since then */
   struct ssh_callbacks_struct status;
-  struct ssh_counter_struct counter;
+  struct ssh_counter_struct counter, packets; /* of the socket; of what was in it (server) */
   struct ssh_server_callbacks_struct callbacks;
   TAILQ_HEAD(, net_channel) channels;
   size_t channel_count;

@@ -111,7 +111,8 @@ static void on_acceptable(uv_poll_t *h, int status, int events) {
 void net_listener_adopt(net_listener *l, int fd) {
   struct sockaddr_storage from = {0};
   socklen_t len = sizeof from;
-  bool gone = getpeername(fd, (struct sockaddr *)&from, &len) < 0;
+  int flags = fcntl(fd, F_GETFL);
+  bool gone = flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || getpeername(fd, (struct sockaddr *)&from, &len) < 0;
   if (!gone && !l->closed) {
     accepted(l, fd, &from, len);
     return;

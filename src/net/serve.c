@@ -71,14 +71,18 @@ static void on_login_late(uv_timer_t *timer) {
   net_session_fail(s, "ETIMEDOUT", "no log-in within %.3g s", (double)s->listener->options.login_ms / 1000);
 }
 
-/* The library drops what it cannot verify without a word to us, so that attempts of this kind are counted by their bytes only. */
+/* The library drops what it cannot verify without a word to us, and to find that out may have cost it milliseconds: so what comes before the
+ * log-in is counted by packets and bytes as well. */
 void net_serve_before_log_in(net_session *s) {
+  unsigned packets = BARE_LOGIN_PACKETS + 2 * s->listener->options.auth_attempts;
   if (s->verified) {
     s->logged_in = true;
     net_listener_know(s);
     net_session_opened(s);
   } else if (s->counter.in_bytes > STRANGER_BYTES) {
     net_session_fail(s, "EPROTO", "%d bytes without a log-in", STRANGER_BYTES);
+  } else if (s->packets.in_packets > packets) {
+    net_session_fail(s, "EPROTO", "%u packets without a log-in", packets);
   }
 }
 
@@ -101,9 +105,10 @@ static int on_subsystem(ssh_session ssh, ssh_channel channel, const char *name, 
 static int on_exec(ssh_session ssh, ssh_channel channel, const char *command, void *userdata) {
   (void)ssh, (void)channel;
   net_channel *c = userdata;
-  if (c->command) return SSH_ERROR;
+  if (take_way(c, NET_EXEC) != SSH_OK) return SSH_ERROR;
   c->command = strdup(command);
-  return c->command ? take_way(c, NET_EXEC) : SSH_ERROR;
+  if (!c->command) net_session_fail(c->session, "ENOMEM", "out of memory for a command");
+  return SSH_OK;
 }
 
 static int on_shell(ssh_session ssh, ssh_channel channel, void *userdata) {
@@ -251,7 +256,7 @@ static void set_callbacks(net_session *s) {
   ssh_set_server_callbacks(s->ssh, &s->callbacks);
   ssh_set_message_callback(s->ssh, on_message, s);
   ssh_set_auth_methods(s->ssh, SSH_AUTH_METHOD_PUBLICKEY);
-  ssh_set_counters(s->ssh, &s->counter, NULL);
+  ssh_set_counters(s->ssh, &s->counter, &s->packets);
 }
 
 static ssh_session new_ssh(void) {

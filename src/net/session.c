@@ -51,7 +51,7 @@ void net_session_close(net_session *s, const char *name, const char *why) {
 }
 
 /* SSH's own last message. What the socket does not take at once is lost: the peer had its time to read. libssh holds back what it has to
- * say until a poll has told that it may write, and no poll comes any more. */
+ * say until a poll has told that it may write; but what a poll reads would go to channels of ours that are gone. */
 static void say_farewell(net_session *s) {
   ssh_set_fd_towrite(s->ssh);
   ssh_session_set_disconnect_message(s->ssh, s->why->text);
@@ -59,7 +59,6 @@ static void say_farewell(net_session *s) {
 }
 
 static void session_free(net_session *s) {
-  if (s->farewell) ssh_event_dopoll(s->event, 0); /* after a write libssh has to be polled before it writes again */
   if (s->event) {
     ssh_event_remove_session(s->event, s->ssh);
     ssh_event_free(s->event);
@@ -119,7 +118,8 @@ bool net_session_healthy(net_session *s) {
 }
 
 void net_session_pump(net_session *s) {
-  for (int round = 0; round < PUMP_ROUNDS; round++) {
+  int rounds = s->listener && !s->verified ? 1 : PUMP_ROUNDS; /* a stranger may make a few bytes expensive */
+  for (int round = 0; round < rounds; round++) {
     uint64_t before = s->counter.in_bytes;
     int rc = ssh_event_dopoll(s->event, 0);
     if (!net_session_healthy(s)) return;
