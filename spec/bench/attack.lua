@@ -52,6 +52,7 @@ local function handshake(bytes)
     socket:close()
   end
   timer:start(100, 0, close)
+  socket:bind("127.0.0.2", 0) -- not where the callers are: each address has a limit of those who have not logged in
   socket:connect("127.0.0.1", port, function(problem)
     if problem then return close() end
     socket:read_start(function(wrong, data) if wrong or not data then close() end end)

@@ -37,8 +37,9 @@ ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
 AT_ONCE = 8
 HEALTH_S, PATIENCE_S, ANSWER_S = 2, 60, 0.5
 GROWTH_BYTES = 400 << 20  # under AddressSanitizer, which keeps what was freed for a while
-LIMITS = {"max_unauthenticated": 5000, "max_unauthenticated_per_address": 5000, "login_timeout": 3, "max_auth_attempts": 100, "cpu_limit": 0.2,
-          "ways": ["subsystem", "tcpip"]}
+LIMITS = {"max_unauthenticated": 5000, "max_unauthenticated_per_address": 5000, "login_timeout": 3, "max_auth_attempts": 100, "cpu_limit": 0.2}
+COMMANDS = [b"GET /hello", b"STORE /echo [1,2]", b"STORE '/echo?a=b' \"text\"", b"GET /echo -", b"help", b"GET /slow"]
+TERM = [None, "xterm"]
 
 
 class Finding(Exception):
@@ -172,6 +173,16 @@ async def ask(server):
             raise Finding(f"a good request was answered {session.data!r}")
 
 
+def way(rng, data):
+    """How a session channel is used: mostly for messages; for a command, which is made of them; for a console, with a terminal or without."""
+    number = rng.randrange(10)
+    if number < 6:
+        return {"subsystem": "korv"}
+    if number < 8:
+        return {"command": mutate(rng, rng.choice(COMMANDS)).decode("utf-8", "replace").replace("\0", ""), "term_type": TERM[number % 2]}
+    return {"term_type": TERM[number % 2]} if number == 8 else {"subsystem": any_bytes(rng).hex()}
+
+
 class Fuzzer:
     def __init__(self, server, corpus, seed):
         self.server, self.corpus, self.seed = server, corpus, seed
@@ -233,11 +244,10 @@ class Fuzzer:
         self.count += 1
         data = self.message_bytes(rng)
         self.last.append((self.count, data))
-        if rng.random() < 0.5:
+        if rng.random() < 0.3:
             chan, session = await conn.create_connection(Session, "nowhere.invalid", 1)
         else:
-            way = rng.choice([{"subsystem": "korv"}] * 6 + [{"subsystem": any_bytes(rng).hex()}, {"command": "GET /hello"}, {}])
-            chan, session = await conn.create_session(Session, encoding=None, **way)
+            chan, session = await conn.create_session(Session, encoding=None, **way(rng, data))
         while data and not session.over:
             size = rng.randrange(1, 1 + rng.choice([3, 100, 30000]))
             chan.write(data[:size])
