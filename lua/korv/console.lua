@@ -164,9 +164,11 @@ end
 local COMMANDS = { help = show_help, exit = function(self) leave(self, 0) end }
 COMMANDS.quit = COMMANDS.exit
 
+-- Each pattern goes over the line once: it may be long.
 local function run(self, line)
-  local word, rest = line:match "^%s*(%S+)%s*(.-)%s*$"
-  if not word then return prompt(self) end
+  line = line:match "^.*%S"
+  if not line then return prompt(self) end
+  local word, rest = line:match "^%s*(%S+)%s*(.*)$"
   local verb, command, asked, wrong = word:upper(), COMMANDS[word:lower()], self.asked, nil
   if IS_VERB[verb] then
     wrong = request(self, verb, rest, line)
@@ -175,7 +177,7 @@ local function run(self, line)
   else
     wrong = ("unknown: %s. A command begins with GET, STORE, UPDATE or DELETE; help tells more"):format(escape.line(escape.cut(word, 40)))
   end
-  if not self.partial then self.editor:remember((line:gsub("%s+$", ""))) end
+  if not self.partial then self.editor:remember(line) end
   if wrong then say(self, wrong) end
   if wrong or self.asked == asked then prompt(self) end -- what was asked is followed by one when it is answered
 end
