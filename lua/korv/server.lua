@@ -291,11 +291,13 @@ function Server:reload_keys()
   else
     log.error("the authorized keys stay as they were: %s", message)
   end
-  local list
-  list, message = self.credentials:read_host_keys()
-  if list then ok, message = self.core:set_keys { keys = list } end
+  local have_changed
+  have_changed, message = self.credentials:read_host_keys(function(list)
+    if not self.core then return true end -- it begins with them, or has ended
+    return self.core:set_keys { keys = list }
+  end)
   if message then log.error("the host keys stay as they were: %s", message) end
-  if list and ok then log.info("the host keys have changed") end
+  if have_changed then log.info("the host keys have changed") end
   self.host_keys = self.credentials.host_keys
 end
 
