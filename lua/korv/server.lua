@@ -379,6 +379,14 @@ local function bind(options)
   return core.bind(options.host, port)
 end
 
+-- As core.server, which takes over no sockets where it raises: those that were bound for it are closed then.
+local function core_server(options, bound)
+  local results = table.pack(pcall(core.server, options))
+  if results[1] then return table.unpack(results, 2, results.n) end
+  for _, fd in ipairs(bound) do uv.fs_close(fd) end
+  error(results[2], 0)
+end
+
 --- Begins to listen; the caller runs the loop. The app takes no more endpoints.
 -- @tparam[opt] {int,...} sockets file descriptors that listen already, which it takes over; none in the list: it has only what it adopts
 -- @treturn ?Server itself
@@ -386,12 +394,13 @@ end
 -- @treturn ?string name, such as `EADDRINUSE`
 function Server:listen(sockets)
   if self.core then error("server:listen: it listens already", 2) end
-  local message, name
-  if not sockets then sockets, message, name = bind(self.options) end
-  if not sockets then return nil, message, name end
+  local bound, message, name = {}, nil, nil
+  if not sockets then bound, message, name = bind(self.options) end
+  if not bound then return nil, message, name end
+  sockets = sockets or bound
   self.app.frozen = true
   local listening
-  listening, message, name = check.call("korv.server", 2, core.server, core_options(self, sockets))
+  listening, message, name = check.call("korv.server", 2, core_server, core_options(self, sockets), bound)
   if not listening then return nil, message, name end
   self.started_ns = uv.hrtime()
   self.core, self.sockets, self.port = listening, sockets, sockets[1] and core.socket_port(sockets[1])
