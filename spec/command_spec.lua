@@ -28,13 +28,15 @@ return function(app)
     return math.tointeger(tonumber(request.query.code or 200)), request.query.last
   end)
   app:get("/korv/endpoints", function()
-    local of_user = { verb = "GET", resource = "/users/:näme", doc = "Tells of a\27[31m user,\nwhoever." }
+    local of_user = { verb = "GET", resource = "/users/:näme", doc = "Tells of a\27[31m user,\nwhoever.\u{9b}1m\u{202e}" }
     return 200, { of_user, { verb = "DELETE", resource = "/x" } }
   end)
   app:get("/odd/endpoints", function() return 200, { 1 } end)
   app:get("/none/endpoints", function() return 200, korv.array {} end)
   app:get("/barred/endpoints", function() return 403, { message = "not for you" } end)
-  app:get("/code/:code", function(request) return math.tointeger(tonumber(request.params.code)), { code = request.params.code } end)
+  app:get("/code/:code", function(request)
+    return math.tointeger(tonumber(request.params.code)), { code = request.params.code, said = request.query.said }
+  end)
   for _, verb in ipairs { "GET", "STORE", "UPDATE", "DELETE" } do
     app:add_callback(verb, "/echo", function(request) return 200, request.body end)
   end
@@ -351,6 +353,14 @@ describe("korv call", function()
     assert.same({ 0, wanted }, { done.code, (done.stdout:gsub("\r", "")) })
   end)
 
+  it("is not steered by a failure on a terminal", function()
+    local command = ("'%s' call -i '%s' --known-hosts '%s' %s GET '/code/500?said=\u{9b}1m\u{202e}'"):format(support.korv,
+      support.key "client", support.known_hosts(server), address())
+    local done = support.run { "script", "--quiet", "--return", "--command", command, "/dev/null" }
+    assert.equal(5, done.code)
+    assert.matches('^500 {.*"said":"\\u009b1m\\u202e".*}\r\n$', done.stdout)
+  end)
+
   for code = 200, 500, 100 do
     it(("of a %d tells it as it should"):format(code), function()
       local done = call("GET", "/code/" .. code)
@@ -570,7 +580,8 @@ describe("korv describe", function()
 
   it("prints verbs, resources and what they are for, in columns, with nothing that a terminal obeys", function()
     local done = describe_()
-    assert.same({ 0, "GET     /users/:näme  Tells of a [31m user, whoever.\nDELETE  /x\n", "" }, { done.code, done.stdout, done.stderr })
+    local wanted = "GET     /users/:näme  Tells of a [31m user, whoever.\\xc2\\x9b1m\\xe2\\x80\\xae\nDELETE  /x\n"
+    assert.same({ 0, wanted, "" }, { done.code, done.stdout, done.stderr })
     done = describe_("--prefix", "/none/")
     assert.same({ 0, "", "" }, { done.code, done.stdout, done.stderr })
   end)

@@ -378,6 +378,14 @@ describe("a console without a person", function()
     assert.matches("Hello World!", done.stdout)
   end)
 
+  it("takes its time for no line, whatever blanks are in it", function() -- a careless pattern takes half a minute for one
+    local began = uv.hrtime()
+    local done = converse(("GET a%sb\n"):format((" "):rep(65000)):rep(2) .. "GET /hello\nexit\n", "dumb")
+    assert.equal(0, done.code, done.stderr)
+    assert.matches("Hello World!", done.stdout)
+    assert.is_true(uv.hrtime() - began < 10e9 * support.patience)
+  end)
+
   it("bears megabytes without a line's end, and bytes of chance", function()
     local before = server:rss_bytes()
     local done = converse(("x"):rep(4 * 1024 * 1024) .. "\3GET /hello\nexit\n")

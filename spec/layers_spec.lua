@@ -46,7 +46,7 @@ local MODULES = {
   ssh = { "core" },
   pretty = { "core", "escape" },
   lineedit = { "keystrokes", "width" },
-  console = { "core", "escape", "help", "lineedit", "pretty", "task", "version" },
+  console = { "core", "escape", "help", "lineedit", "log", "pretty", "task", "version" },
   ipc = { "core" },
   transaction = { "core" },
   child = { "core", "ipc", "log" },
@@ -55,7 +55,7 @@ local MODULES = {
   init = { "core", "app", "every", "log", "task", "server", "client", "exec", "test", "version" },
   serve = { "core", "init", "log", "service", "supervisor", "worker" },
   keygen = { "core", "identity" },
-  command = { "core", "init", "keygen", "pretty", "serve" },
+  command = { "core", "escape", "init", "keygen", "pretty", "serve" },
 }
 
 local function files(folder, pattern)

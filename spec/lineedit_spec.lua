@@ -346,6 +346,16 @@ describe("history", function()
     assert.same({ { "one" } }, type_in "\18one\r")
   end)
 
+  it("is searched once at a time, as that may take long", function()
+    local line = ("a"):rep(100)
+    type_in(line .. "x\r\18" .. line .. "\7")
+    for _, case in ipairs { { "\18" .. line .. "\18\18\18", "\18\18\18" }, { "\18ab\127c\127d", "\127c\127d" } } do
+      local _, rest = editor:feed(case[1])
+      assert.equal(case[2], rest)
+      type_in "\7"
+    end
+  end)
+
   it("is bounded, in lines and in bytes", function()
     for i = 1, 1000 do editor:remember("line " .. i) end
     assert.equal(200, #editor.history)

@@ -350,6 +350,45 @@ describe("a server and a client", function()
       assert.equal(200, client:get("/hello").code)
     end)
 
+    it("an option that the core refuses raises, and no socket stays bound", function()
+      local other = pair.new_server { max_channels = 0 }
+      local function descriptors()
+        local count = 0
+        for _ in assert(uv.fs_scandir_next), assert(uv.fs_scandir "/proc/self/fd") do count = count + 1 end
+        return count
+      end
+      local before = descriptors()
+      pair.must_raise("korv.server: max_channels", function() other:listen() end)
+      assert.equal(before, descriptors())
+    end)
+
+    it("reads its keys again after its end, and where the core refuses new ones asks for them again", function()
+      local path = support.path "host_key_of_its_own"
+      local function put(name) support.write("host_key_of_its_own", support.read(support.key(name))) end
+      put "host"
+      assert(uv.fs_chmod(path, 384))
+      local other = pair.new_server { host_keys = { path } }
+      local refuses, asked = true, 0
+      other.core = { set_keys = function()
+        asked = asked + 1
+        if refuses then return nil, "no memory for keys", "ENOMEM" end
+        return true
+      end, expel = function() end }
+      local first = other.host_keys[1].fingerprint
+      put "next_host"
+      other:reload_keys()
+      assert.equal(first, other.host_keys[1].fingerprint)
+      refuses = false
+      other:reload_keys()
+      other:reload_keys()
+      assert.equal(2, asked)
+      assert.not_equal(first, other.host_keys[1].fingerprint)
+      other.core = nil
+      put "host"
+      other:reload_keys()
+      assert.equal(first, other.host_keys[1].fingerprint)
+    end)
+
     it("registering after listen raises", function()
       for _, late in ipairs { function() server:get("/late", print) end, function() server:use(print) end } do
         pair.must_raise("app:%a+: the app is serving already", late)

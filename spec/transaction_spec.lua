@@ -53,6 +53,18 @@ describe("a transaction", function()
     for _, worker in ipairs(workers) do assert.same({ "prepare 2, abort 2", 1 }, { sent(worker), worker.generation }) end
   end)
 
+  it("is let go of once it is over", function()
+    local workers, kept = crew(1), setmetatable({}, { __mode = "k" })
+    for _ = 1, 10 do
+      local step = begin(2, workers, 10, done)
+      kept[step] = true
+      answer(step, workers[1])
+    end
+    collectgarbage()
+    collectgarbage()
+    assert.is_nil((next(kept)))
+  end)
+
   it("takes no answer for another attempt", function()
     local workers = crew(2)
     local before = begin(2, workers, 10, done)

@@ -4,6 +4,7 @@
 
 local argparse = require "argparse"
 local core = require "korv.core"
+local escape = require "korv.escape"
 local keygen = require "korv.keygen"
 local korv = require "korv"
 local pretty = require "korv.pretty"
@@ -118,9 +119,12 @@ local function read_body(text)
   return body
 end
 
+local function is_terminal(fd) return uv.guess_handle(fd) == "tty" end
+
 -- Anything but a success, on stderr; returns the exit status.
 local function show_failure(response)
-  io.stderr:write(("%d %s\n"):format(response.code, korv.json.encode(response.body)))
+  local body = korv.json.encode(response.body)
+  io.stderr:write(("%d %s\n"):format(response.code, is_terminal(2) and escape.json(body) or body))
   return response.code // 100
 end
 
@@ -194,8 +198,7 @@ local function show(response, raw)
     io.stdout:write(response.body)
     return 0
   end
-  local on_terminal = uv.guess_handle(1) == "tty"
-  io.stdout:write(on_terminal and pretty(response.body) or korv.json.encode(response.body), "\n")
+  io.stdout:write(is_terminal(1) and pretty(response.body) or korv.json.encode(response.body), "\n")
   return 0
 end
 
@@ -233,7 +236,10 @@ local function watch_reader(gone)
   timer:unref()
 end
 
-local function write_line(body) return io.stdout:write(korv.json.encode(body), "\n") ~= nil end
+local function write_line(body)
+  local text = korv.json.encode(body)
+  return io.stdout:write(is_terminal(1) and escape.json(text) or text, "\n") ~= nil
+end
 
 -- The end of a stream: nil and a message where it broke off.
 local function show_end(items, problem)
@@ -288,7 +294,7 @@ local function is_list_of_endpoints(body)
 end
 
 -- A text of the server's, for a line on a terminal.
-local function plain(text) return type(text) == "string" and text:gsub("[%c%s]+", " ") or "" end
+local function plain(text) return type(text) == "string" and escape.line((text:gsub("[%c%s]+", " "))) or "" end
 
 local function print_columns(endpoints)
   local widest = 0

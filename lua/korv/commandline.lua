@@ -67,7 +67,7 @@ Command.__index = Command
 
 -- At a terminal that ssh has set to raw, lines have to begin at its left edge by themselves.
 local function print_text(self, text, to_stderr)
-  self.caller:write(self.terminal and text:gsub("\n", "\r\n") or text, to_stderr)
+  return self.caller:write(self.terminal and text:gsub("\n", "\r\n") or text, to_stderr)
 end
 
 local function has_colors(terminal) return not terminal.no_color and terminal.name ~= "" and terminal.name ~= "dumb" end
@@ -156,7 +156,8 @@ end
 
 local function take_input(self, bytes)
   local outcome = self.input:feed(bytes)
-  print_text(self, self.input:take_echo())
+  self.clogged = print_text(self, self.input:take_echo()) == false
+  if self.clogged then self.caller:read(false) end
   if outcome == "ended" then return whole(self) end
   if outcome == "interrupted" then return cancel(self) end
   if outcome == "too long" then return too_large(self) end
@@ -199,6 +200,12 @@ function Command:data(bytes)
   if bytes and bytes:find("\3", 1, true) then cancel(self) end
 end
 
+function Command:drained()
+  if not self.clogged or self.over then return end
+  self.clogged = false
+  self.caller:read(true)
+end
+
 function Command:interrupted()
   if not self.over then cancel(self) end
 end
@@ -207,7 +214,7 @@ function Command:stopping()
   if not self.over and not self.asked then fail(self, 503, "The server is stopping") end
 end
 
-local HANDLERS = { "opened", "answer", "data", "interrupted", "stopping" }
+local HANDLERS = { "opened", "answer", "data", "drained", "interrupted", "stopping" }
 
 --- Speaks for the server on a channel that a command came on.
 -- @tparam table caller the core's

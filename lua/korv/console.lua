@@ -7,6 +7,7 @@ local core = require "korv.core"
 local escape = require "korv.escape"
 local help = require "korv.help"
 local lineedit = require "korv.lineedit"
+local log = require "korv.log"
 local pretty = require "korv.pretty"
 local task = require "korv.task"
 local uv = require "luv"
@@ -20,6 +21,8 @@ local AHEAD_BYTES = 65536  -- typed ahead: from so many on input is not read
 local SLICE_BYTES = 4096   -- of what was typed that are worked off before others get their turn
 local SHOWN_BYTES = 65536  -- of a body: of a longer one only the beginning is shown
 local STOPPED = 5          -- the exit status where the server ends it: as for a 503
+
+local FAILED = 1           -- where it fails itself
 
 local VERBS = { "GET", "STORE", "UPDATE", "DELETE" }
 local IS_VERB, NEEDS_BODY = {}, { STORE = true, UPDATE = true }
@@ -164,9 +167,11 @@ end
 local COMMANDS = { help = show_help, exit = function(self) leave(self, 0) end }
 COMMANDS.quit = COMMANDS.exit
 
+-- Each pattern goes over the line once: it may be long.
 local function run(self, line)
-  local word, rest = line:match "^%s*(%S+)%s*(.-)%s*$"
-  if not word then return prompt(self) end
+  line = line:match "^.*%S"
+  if not line then return prompt(self) end
+  local word, rest = line:match "^%s*(%S+)%s*(.*)$"
   local verb, command, asked, wrong = word:upper(), COMMANDS[word:lower()], self.asked, nil
   if IS_VERB[verb] then
     wrong = request(self, verb, rest, line)
@@ -175,7 +180,7 @@ local function run(self, line)
   else
     wrong = ("unknown: %s. A command begins with GET, STORE, UPDATE or DELETE; help tells more"):format(escape.line(escape.cut(word, 40)))
   end
-  if not self.partial then self.editor:remember((line:gsub("%s+$", ""))) end
+  if not self.partial then self.editor:remember(line) end
   if wrong then say(self, wrong) end
   if wrong or self.asked == asked then prompt(self) end -- what was asked is followed by one when it is answered
 end
@@ -277,8 +282,7 @@ local function heed(self, bytes)
 end
 
 -- Works off a slice of what was typed, up to the first thing that happens.
-local function advance(self)
-  self.scheduled = false
+local function work_off(self)
   if not is_ready(self) then return end
   if self.pending == "" then return self.ended and leave(self, 0) end
   local out, rest, event, text = self.editor:feed(self.pending:sub(1, SLICE_BYTES))
@@ -288,6 +292,16 @@ local function advance(self)
   if event then EVENTS[event](self, text) end
   if self.running then self.pending = heed(self, self.pending) end
   go_on(self)
+end
+
+-- As a handler of the core's, what fails closes its channel.
+local function advance(self)
+  self.scheduled = false
+  local ok, problem = xpcall(work_off, debug.traceback, self)
+  if ok then return end
+  log.error("a console failed: %s", problem)
+  self.over = true
+  self.caller:finish(FAILED)
 end
 
 -- The rest comes in another turn of the loop.

@@ -171,14 +171,18 @@ function Credentials:read_authorized()
 end
 
 --- Reads the host keys again. Where one cannot be used, all stay as they are.
--- @treturn ?table the keys for the core, nil where they are what they were or cannot be used
+-- @tparam function use called with the keys for the core, where they are not what they were; it returns true where it has taken them, or nil
+-- and a message
+-- @treturn ?boolean whether they have changed; nil where they cannot be used
 -- @treturn ?string message, where they cannot
-function Credentials:read_host_keys()
+function Credentials:read_host_keys(use)
   local list, described = load_host_keys(self.options.host_keys, self.options.passphrase, false)
   if not list then return nil, described end
-  if same_keys(described, self.host_keys) then return nil end
+  if same_keys(described, self.host_keys) then return false end
+  local ok, message = use(list)
+  if not ok then return nil, message end
   self.list, self.host_keys = list, described
-  return list
+  return true
 end
 
 return new

@@ -4,7 +4,8 @@
 
 local input = {}
 
-local LINE_BYTES = 4096 -- of a line, that can be taken back; what was typed before stays
+local LINE_BYTES = 4096  -- of a line, that can be taken back; what was typed before stays
+local PIECE_BYTES = 1024 -- what comes in smaller ones than this is joined: each takes some memory of its own
 
 local Input = {}
 Input.__index = Input
@@ -14,10 +15,15 @@ Input.__index = Input
 -- @tparam boolean typed whether a person types it at a terminal
 -- @treturn Input
 function input.new(most, typed)
-  return setmetatable({ room = most, pieces = {}, line = "", typed = typed, echo = {} }, Input)
+  return setmetatable({ room = most, pieces = {}, piece = "", line = "", typed = typed, echo = {} }, Input)
 end
 
-local function gather(self, text) self.pieces[#self.pieces + 1] = text end
+local function gather(self, text)
+  self.piece = self.piece .. text
+  if #self.piece < PIECE_BYTES then return end
+  self.pieces[#self.pieces + 1] = self.piece
+  self.piece = ""
+end
 
 local function type_text(self, text)
   self.line = self.line .. text
@@ -79,6 +85,6 @@ end
 
 --- What was gathered.
 -- @treturn string
-function Input:text() return table.concat(self.pieces) .. self.line end
+function Input:text() return table.concat(self.pieces) .. self.piece .. self.line end
 
 return input

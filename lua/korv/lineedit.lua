@@ -216,6 +216,7 @@ end
 -- Searching back through it, which lasts until a key that is none of the search's ------------------------------------------------------
 
 local function search(self, sought, from)
+  self.has_searched = true
   for place = from, #self.history do
     local line = self.history[#self.history + 1 - place]
     local found = line:find(sought, 1, true)
@@ -311,11 +312,12 @@ local function reset(self)
   self.place, self.draft = 0, ""
 end
 
--- Takes keys until there is an event, or enough of them; where the next begins.
+-- Takes keys until there is an event, or enough of them; where the next begins. A search looks at all that is remembered, which is enough.
 local function take_some(self, bytes)
   local at = 1
+  self.has_searched = false
   for _ = 1, KEYS_AT_ONCE do
-    if at > #bytes then break end
+    if at > #bytes or self.has_searched then break end
     local behind, event = take(self, bytes, at)
     if not behind then
       self.tail = bytes:sub(at)

@@ -291,11 +291,13 @@ function Server:reload_keys()
   else
     log.error("the authorized keys stay as they were: %s", message)
   end
-  local list
-  list, message = self.credentials:read_host_keys()
-  if list then ok, message = self.core:set_keys { keys = list } end
+  local have_changed
+  have_changed, message = self.credentials:read_host_keys(function(list)
+    if not self.core then return true end -- it begins with them, or has ended
+    return self.core:set_keys { keys = list }
+  end)
   if message then log.error("the host keys stay as they were: %s", message) end
-  if list and ok then log.info("the host keys have changed") end
+  if have_changed then log.info("the host keys have changed") end
   self.host_keys = self.credentials.host_keys
 end
 
@@ -377,6 +379,14 @@ local function bind(options)
   return core.bind(options.host, port)
 end
 
+-- As core.server, which takes over no sockets where it raises: those that were bound for it are closed then.
+local function core_server(options, bound)
+  local results = table.pack(pcall(core.server, options))
+  if results[1] then return table.unpack(results, 2, results.n) end
+  for _, fd in ipairs(bound) do uv.fs_close(fd) end
+  error(results[2], 0)
+end
+
 --- Begins to listen; the caller runs the loop. The app takes no more endpoints.
 -- @tparam[opt] {int,...} sockets file descriptors that listen already, which it takes over; none in the list: it has only what it adopts
 -- @treturn ?Server itself
@@ -384,12 +394,13 @@ end
 -- @treturn ?string name, such as `EADDRINUSE`
 function Server:listen(sockets)
   if self.core then error("server:listen: it listens already", 2) end
-  local message, name
-  if not sockets then sockets, message, name = bind(self.options) end
-  if not sockets then return nil, message, name end
+  local bound, message, name = {}, nil, nil
+  if not sockets then bound, message, name = bind(self.options) end
+  if not bound then return nil, message, name end
+  sockets = sockets or bound
   self.app.frozen = true
   local listening
-  listening, message, name = check.call("korv.server", 2, core.server, core_options(self, sockets))
+  listening, message, name = check.call("korv.server", 2, core_server, core_options(self, sockets), bound)
   if not listening then return nil, message, name end
   self.started_ns = uv.hrtime()
   self.core, self.sockets, self.port = listening, sockets, sockets[1] and core.socket_port(sockets[1])

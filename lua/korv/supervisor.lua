@@ -190,7 +190,10 @@ function handlers.prepared(_, worker, message)
 end
 
 function handlers.reload(self, worker)
-  self:reload(function(_, problem) worker:send { kind = "reloaded", message = problem } end)
+  local process = worker.process
+  self:reload(function(_, problem)
+    if worker.process == process then worker:send { kind = "reloaded", message = problem } end
+  end)
 end
 
 -- A message a worker, each once the one before was written, so that no more than one waits in the pipe: they may be large.
