@@ -171,8 +171,8 @@ function Credentials:read_authorized()
 end
 
 --- Reads the host keys again. Where one cannot be used, all stay as they are.
--- @tparam function use called with the keys for the core, where they are not what they were; it returns true where it has taken them, or nil
--- and a message
+-- @tparam function use called with the keys for the core, where they are not what they were; it returns true where it has taken them, or
+-- nil and a message
 -- @treturn ?boolean whether they have changed; nil where they cannot be used
 -- @treturn ?string message, where they cannot
 function Credentials:read_host_keys(use)
