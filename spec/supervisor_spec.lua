@@ -650,17 +650,17 @@ describe("who asked for a reload and has died", function()
 
   it("is not answered in its successor's place", function()
     for _, successor in ipairs { "first", "second" } do
-      local events, sent = nil, {}
+      local told, sent = nil, {}
       local worker = { name = "worker 1", state = "ready", generation = 1, process = "first", counters = {} }
       function worker.send(_, message) sent[#sent + 1] = message.kind end
       child.new = function(_, _, given)
-        events = given
+        told = given
         return worker
       end
       supervisor.new { argv = { "none" }, sockets = { 0 }, workers = 1 }
-      events.message(worker, { kind = "reload" })
+      told.message(worker, { kind = "reload" })
       worker.process = successor
-      events.message(worker, { kind = "prepared", attempt = worker.transaction.attempt })
+      told.message(worker, { kind = "prepared", attempt = worker.transaction.attempt })
       assert.same({ "prepare", "commit", successor == "first" and "reloaded" or nil }, sent)
     end
   end)
