@@ -1,6 +1,8 @@
 --- The console: `ssh HOST` in a real terminal, which tmux is; and over `ssh -tt` with bytes that no terminal would send.
 
+local console = require "korv.console"
 local korv = require "korv"
+local log = require "korv.log"
 local support = require "spec.support"
 local uv = require "luv"
 
@@ -135,7 +137,7 @@ describe("the console in a terminal", function()
     assert.matches('^{\n  "list": %[\n    1,\n    true\n  %],\n  "msg": "Hello World!"\n}\n200 in %d+%.%d m?s$', pane:run "GET /hello")
     assert.matches("^204 in %d+%.%d m?s$", pane:run "GET /nothing")
     assert.matches("^404 in %d+%.%d m?s$", pane:run "DELETE /nowhere")
-    assert.matches("\n200 in %d+%.%d s$", pane:run "GET /wait?s=1")
+    assert.matches("\n200 in %d+%.%d s$", pane:run "GET /wait?s=1.1")
   end)
 
   it("takes verbs in any case, blanks around, a query and a body", function()
@@ -444,5 +446,36 @@ describe("a console without a person", function()
     assert.is_true(support.wait_for(function() return holdings() < before + 10 * 1024 end))
     watcher:write "exit\n"
     assert.equal(0, watcher:wait().code)
+  end)
+end)
+
+describe("a console that fails", function()
+  local problems, log_error = {}, log.error
+
+  setup(function()
+    log.error = function(format, ...) problems[#problems + 1] = format:format(...) end
+  end)
+  teardown(function() log.error = log_error end)
+
+  it("is logged and closed, whichever turn it fails in", function()
+    for i, input in ipairs { "GET /hello\n", "unknown\nGET /hello\n" } do
+      local status, written = nil, 0
+      local caller = {
+        write = function() written = written + 1 return true end,
+        read = function() end,
+        message = function() error "out of order" end,
+        finish = function(_, given) status = given end,
+      }
+      local routes = { entries = function() return {} end }
+      local handlers = console.open(caller, { fingerprint = "SHA256:x" }, { name = "dumb", columns = 80 },
+        { options = {}, generation = { app = { routes = routes } } })
+      handlers.data(input)
+      assert(support.wait_for(function() return status end), "it goes on")
+      assert.same({ 1, i }, { status, #problems })
+      assert.matches("a console failed: .*out of order.*stack traceback", problems[i])
+      local before = written
+      handlers.data "help\n"
+      assert.equal(before, written)
+    end
   end)
 end)

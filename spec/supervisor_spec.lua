@@ -639,3 +639,29 @@ describe("the supervisor", function()
     end)
   end)
 end)
+
+describe("who asked for a reload and has died", function()
+  local new = child.new
+
+  teardown(function()
+    child.new = new
+    support.finish()
+  end)
+
+  it("is not answered in its successor's place", function()
+    for _, successor in ipairs { "first", "second" } do
+      local told, sent = nil, {}
+      local worker = { name = "worker 1", state = "ready", generation = 1, process = "first", counters = {} }
+      function worker.send(_, message) sent[#sent + 1] = message.kind end
+      child.new = function(_, _, given)
+        told = given
+        return worker
+      end
+      supervisor.new { argv = { "none" }, sockets = { 0 }, workers = 1 }
+      told.message(worker, { kind = "reload" })
+      worker.process = successor
+      told.message(worker, { kind = "prepared", attempt = worker.transaction.attempt })
+      assert.same({ "prepare", "commit", successor == "first" and "reloaded" or nil }, sent)
+    end
+  end)
+end)
