@@ -1,6 +1,6 @@
 --- The console: `ssh HOST` in a real terminal, which tmux is; and over `ssh -tt` with bytes that no terminal would send.
 
-local console = require "korv.console"
+local open_console = require "korv.console".open
 local korv = require "korv"
 local log = require "korv.log"
 local support = require "spec.support"
@@ -467,7 +467,7 @@ describe("a console that fails", function()
         finish = function(_, given) status = given end,
       }
       local routes = { entries = function() return {} end }
-      local handlers = console.open(caller, { fingerprint = "SHA256:x" }, { name = "dumb", columns = 80 },
+      local handlers = open_console(caller, { fingerprint = "SHA256:x" }, { name = "dumb", columns = 80 },
         { options = {}, generation = { app = { routes = routes } } })
       handlers.data(input)
       assert(support.wait_for(function() return status end), "it goes on")
