@@ -67,12 +67,15 @@ local function line(row, c)
   return text .. "\n"
 end
 
--- The comparisons of one kind, over all rows.
+-- The comparisons of one kind, over all rows. A row that has failed is among the goals.
 local function table_of(measured, kind)
   local lines = {}
   for _, one in ipairs(measured) do
     for _, comparison in ipairs(one.comparisons) do
       if kind.has(comparison) then lines[#lines + 1] = line(one.row, comparison) end
+    end
+    if one.problem and kind == GOALS then
+      lines[#lines + 1] = ("| %s (`%s`) | – | – | – | – | not measured: %s | – | – |\n"):format(one.row.title, one.row.name, one.problem)
     end
   end
   return #lines > 0 and kind.head .. table.concat(lines) or ""
@@ -92,7 +95,7 @@ local function loads_of(measured)
   for _, one in ipairs(measured) do
     local first = one.comparisons[1]
     for _, c in ipairs(one.comparisons) do first = c.load and c or first end
-    if first.load then
+    if first and first.load then
       lines[#lines + 1] = ("| `%s` | %s | %s |\n"):format(one.row.name, shown(first, first.load), shown(first, first.own))
     end
   end
@@ -221,8 +224,8 @@ function page.write(measured, rounds)
   local values = {
     GOALS = table_of(measured, GOALS), TOLD = table_of(measured, TOLD), LOADS = loads_of(measured), ROUNDS = tostring(rounds),
     MACHINE = machine(), DATE = os.date "!%Y-%m-%d", LIBSSH = package_version "libssh-4", NGINX = package_version "nginx",
-    GO = package_version "golang-1.19-go", CRYPTO = package_version "golang-golang-x-crypto-dev", ASYNCSSH = package_version "python3-asyncssh",
-    OPENSSH = package_version "openssh-server", CJSON = package_version "lua-cjson",
+    GO = package_version "golang-go", CRYPTO = package_version "golang-golang-x-crypto-dev",
+    ASYNCSSH = package_version "python3-asyncssh", OPENSSH = package_version "openssh-server", CJSON = package_version "lua-cjson",
   }
   process.write(peers.root .. "/docs/benchmarks.md", (PAGE:gsub("@(%u+)@", values)))
   plot_all(measured)

@@ -92,8 +92,8 @@ function peers.go() return process.has "go" and with_keys("Go", PROGRAMS .. "go-
 
 --- The Python server.
 function peers.python()
-  if not pcall(process.run, { "python3", "-c", "import asyncssh" }) then return nil end
-  return { name = "Python", command = { "python3", ROOT .. "/spec/peers/python_korv.py", "server", "--host-key",
+  if not pcall(process.run, { "/usr/bin/python3", "-c", "import asyncssh" }) then return nil end
+  return { name = "Python", command = { "/usr/bin/python3", ROOT .. "/spec/peers/python_korv.py", "server", "--host-key",
     peers.path "host_key", "--authorized-keys", peers.path "client_key.pub" } }
 end
 

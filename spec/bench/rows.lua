@@ -8,7 +8,7 @@
 local peers = require "bench.peers"
 local process = require "bench.process"
 
-local ROUNDS = tonumber(os.getenv "TRY") or 7 -- many and short: what else the machine does then falls on all alike
+local ROUNDS = 7 -- many and short: what else the machine does then falls on all alike
 local RUN_S = 60
 local ANSWER = '{"msg":"Hello World!"}'
 local DOCUMENT = '"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl"' -- the body of a request of 100 bytes
@@ -163,7 +163,7 @@ end)
 
 row("log-in", "log-ins, one after the other", function()
   local results = in_turn({ peers.hello(), peers.bare() }, function(server)
-    return numbers_in(process.run(program("logins", server, { count = 150, pid = server.process.pid })))
+    return numbers_in(process.run(program("logins", server, { count = 400, pid = server.process.pid })))
   end)
   local key = "log_ins_per_server_cpu_s"
   return { { what = "connections per CPU second", against = "bare libssh", own = values(results.korv, key),
