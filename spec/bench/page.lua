@@ -89,17 +89,23 @@ function page.tables(measured)
   return goals .. (goals ~= "" and told ~= "" and "\n" or "") .. told
 end
 
--- What each generator of load took, beside korv's server and the peer that it asked.
+-- What each generator of load took, beside the server that it asked.
 local function loads_of(measured)
-  local lines = {}
+  local lines, last = {}, nil
+  local function add(row, server, c, load, cost)
+    if not load then return end
+    lines[#lines + 1] = ("| `%s` | %s | %s | %s |\n"):format(row.name, server, shown(c, load), shown(c, cost))
+  end
   for _, one in ipairs(measured) do
-    local first = one.comparisons[1]
-    for _, c in ipairs(one.comparisons) do first = c.load and c or first end
-    if first and first.load then
-      lines[#lines + 1] = ("| `%s` | %s | %s |\n"):format(one.row.name, shown(first, first.load), shown(first, first.own))
+    for _, c in ipairs(one.comparisons) do
+      if one ~= last and c.own_load then
+        add(one.row, "korv", c, c.own_load, c.own)
+        last = one
+      end
+      add(one.row, c.against, c, c.other_load, c.other)
     end
   end
-  return "| row | the load generator's CPU µs a request | korv's |\n|---|---|---|\n" .. table.concat(lines)
+  return "| row | server | the load generator's CPU µs a request | the server's |\n|---|---|---|---|\n" .. table.concat(lines)
 end
 
 -- ---- plots --------------------------------------------------------------------------------------------------------------------
@@ -136,7 +142,7 @@ local function plot_goals(measured)
   gnuplot("benchmark-goals.svg", 90 + 26 * #labels, ([[
 set title "Each round against its goal: left of the line it is met"
 set logscale x
-set xrange [0.05:20]
+set xrange [0.1:10]
 set yrange [%d:-1]
 set ytics (%s)
 set xlabel "part of the goal"
@@ -152,6 +158,11 @@ plot $data using 1:2:3 with points pt 7 ps 0.6 lc palette
 ]]):format(#labels, table.concat(labels, ", "), table.concat(data, "\n")))
 end
 
+local function bar(at, c, list, is_own)
+  local middle = median(list)
+  return ("%d %g %d %s"):format(at, middle, is_own, c.shown:format(middle))
+end
+
 -- Bars of the medians of one figure: korv's own, then each peer's, for each row.
 local function plot_bars(name, title, measured, whats)
   local data, tics, at = {}, {}, 0
@@ -162,11 +173,11 @@ local function plot_bars(name, title, measured, whats)
         if not own_of[c.what] then
           own_of[c.what] = true
           at = at + 1
-          data[#data + 1] = ("%d %g 1"):format(at, median(c.own))
+          data[#data + 1] = bar(at, c, c.own, 1)
           tics[#tics + 1] = ("%s %d"):format(quoted(("%s, korv%s"):format(one.row.name, whats[c.what])), at)
         end
         at = at + 1
-        data[#data + 1] = ("%d %g 0"):format(at, median(c.other))
+        data[#data + 1] = bar(at, c, c.other, 0)
         tics[#tics + 1] = ("%s %d"):format(quoted(("%s%s"):format(c.against, whats[c.what])), at)
       end
     end
@@ -184,12 +195,13 @@ set palette defined (0 "#8c8c8c", 1 "#1f5fa8")
 set cbrange [0:1]
 unset colorbox
 set lmargin 30
+set rmargin 9
 $data << EOD
 %s
 EOD
 set xrange [%s:*]
 plot $data using (0):1:(0):2:($1-0.4):($1+0.4):3 with boxxyerror fs solid 0.9 lc palette, \
-  $data using 2:1:(sprintf(" %%.4g", $2)) with labels left offset 0.3,0
+  $data using 2:1:4 with labels left offset 1,0
 ]]):format(title, at, table.concat(tics, ", "), table.concat(data, "\n"), whats.from))
 end
 

@@ -2,7 +2,7 @@
 --
 -- A comparison says `what` was measured, `against` whom, and has a list of values of each round for korv (`own`) and for the peer
 -- (`other`; without, the value is judged alone). `goal` is such as `{ "<=", 1.25 }`; without one it is only told. `shown` tells a
--- value's digits.
+-- value's digits; `own_load` and `other_load` are what the load generator cost, in the same unit.
 -- @module bench.rows
 
 local peers = require "bench.peers"
@@ -111,9 +111,9 @@ local CPU, P50, P99 = "server_cpu_us_per_request", "p50_us", "p99_us"
 local WHAT = { [CPU] = "CPU µs a request", [P50] = "p50 µs", [P99] = "p99 µs" }
 
 local function compare(results, key, own, other, goal)
-  local load_cost = key == CPU and values(results[own], "load_cpu_us_per_request")
+  local function load_of(name) return key == CPU and values(results[name], "load_cpu_us_per_request") or nil end
   return { what = WHAT[key], against = other, own = values(results[own], key), other = values(results[other], key), goal = goal,
-    load = load_cost, shown = key == CPU and "%.2f" or "%.0f" }
+    own_load = load_of(own), other_load = load_of(other), shown = key == CPU and "%.2f" or "%.0f" }
 end
 
 -- ---- the rows with goals ------------------------------------------------------------------------------------------------------
@@ -157,6 +157,7 @@ row("one-line", "lines, 1 connection, 1 in flight", function()
   return {
     compare(results, P50, "korv", "nginx", { "<=", 1 }),
     compare(results, P99, "korv", "nginx", { "<=", 1 }),
+    compare(results, CPU, "korv", "nginx"),
     compare(results, CPU, "korv", "bare libssh"),
   }
 end)
