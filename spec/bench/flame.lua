@@ -11,6 +11,7 @@ local COLOURS = { kernel = "#d9a441", libcrypto = "#8d6fb8", libssh = "#5b8fd1",
 local OTHER = "#c9c2b4"
 
 local function library_of(path)
+  if path == "inlined" then return end -- its caller's
   if path:find "kernel" then return "kernel" end
   local name = path:match "([^/]+)$" or path
   return name:match "^lib%l+" or name:match "^%l+" or "unknown"
@@ -22,7 +23,7 @@ local function frame_of(line)
   if not name then return end
   local library = library_of(path)
   name = name:gsub("%+0x%x+$", "")
-  if name == "[unknown]" then name = library end
+  if name == "[unknown]" then name = library or "unknown" end
   return name, library
 end
 
@@ -34,7 +35,7 @@ local function add(root, stack)
     if frame.name ~= node.name then
       local child = node.children[frame.name]
       if not child then
-        child = { name = frame.name, library = frame.library, count = 0, children = {} }
+        child = { name = frame.name, library = frame.library or node.library, count = 0, children = {} }
         node.children[frame.name] = child
       end
       child.count = child.count + 1

@@ -5,13 +5,15 @@
 -- value's digits; `own_load` and `other_load` are what the load generator cost, in the same unit.
 -- @module bench.rows
 
+local generators = require "bench.generators"
 local peers = require "bench.peers"
 local process = require "bench.process"
+local reloading = require "bench.reloading"
+
+local load, wrk, h2load, program = generators.load, generators.wrk, generators.h2load, generators.program
 
 local ROUNDS = 7 -- many and short: what else the machine does then falls on all alike
 local RUN_S = 60
-local ANSWER = '{"msg":"Hello World!"}'
-local DOCUMENT = '"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl"' -- the body of a request of 100 bytes
 
 local rows = { rounds = ROUNDS, list = {} }
 
@@ -19,70 +21,9 @@ local function row(name, title, run) rows.list[#rows.list + 1] = { name = name, 
 
 -- ---- measuring ----------------------------------------------------------------------------------------------------------------
 
---- The CPUs: the load generator's, the server's.
-local function cpus()
-  local list = process.read "/proc/self/status":match "Cpus_allowed_list:%s*(%S+)"
-  local first, last = list:match "^%d+", list:match "%d+$"
-  if first == last then error("two CPUs are needed: one for the server, one for the load generator", 0) end
-  return first, last
-end
-
-local function numbers_in(output)
-  local result = {}
-  for key, value in output:gmatch '"([%w_]+)":([%d.]+)' do result[key] = tonumber(value) end
-  return result
-end
-
-local function program(name, server, options)
-  local command = { peers.programs .. name, "--port", server.port, "--key", peers.path "client_key", "--timeout", tostring(RUN_S) }
-  if not options.cpu then options.cpu = cpus() end
-  for option, value in pairs(options) do
-    command[#command + 1] = "--" .. option:gsub("_", "-")
-    command[#command + 1] = tostring(value)
-  end
-  return command
-end
-
-local function load(server, options)
-  options.pid = server.process.pid
-  return numbers_in(process.run(program("load", server, options)))
-end
-
--- Runs a load generator that is not ours beside the server's CPU clock; returns its output too.
-local function load_http(server, ...)
-  local output = process.run { peers.programs .. "cost", "--pid", tostring(server.process.pid), "--cpu", (cpus()), ... }
-  local result = numbers_in(output)
-  return result, output
-end
-
-local function per_request(result, answers)
-  result.server_cpu_us_per_request = result.server_cpu_us / answers
-  result.load_cpu_us_per_request = result.load_cpu_us / answers
-  return result
-end
-
-local function url(server) return ("https://127.0.0.1:%s/hello"):format(server.port) end
-
-local function wrk(server, connections)
-  local result, output = load_http(server, "wrk", "--threads", "1", "--connections", tostring(connections), "--duration", "2s",
-    "--script", peers.root .. "/spec/bench/wrk.lua", url(server), "--", DOCUMENT, ANSWER)
-  if result.errors ~= 0 or result.answers == 0 then error("wrk got wrong answers or none:\n" .. output, 0) end
-  return per_request(result, result.answers)
-end
-
--- It does not look into answers; so their codes and their bytes are counted, and wrk has looked at the same server's.
-local function h2load(server, requests, streams)
-  local result, output = load_http(server, "h2load", "--requests", tostring(requests), "--clients", "1", "--threads", "1",
-    "--max-concurrent-streams", tostring(streams), "--header", "content-type: application/json", "--data",
-    process.write(peers.path "document.json", DOCUMENT), url(server))
-  local good, bytes = output:match "status codes: (%d+) 2xx", output:match "%((%d+)%) data"
-  if tonumber(good) ~= requests or tonumber(bytes) ~= requests * #ANSWER then error("h2load got wrong answers:\n" .. output, 0) end
-  return per_request(result, requests)
-end
-
 --- Runs servers (nil: not there) side by side and measures them in turn. Returns what was measured: by name, a list of rounds.
 local function in_turn(list, measure, rounds)
-  local _, server_cpu = cpus()
+  local _, server_cpu = generators.cpus()
   local results = {}
   for _, server in pairs(list) do
     peers.start(server, server.cpu or server_cpu)
@@ -164,7 +105,7 @@ end)
 
 row("log-in", "log-ins, one after the other", function()
   local results = in_turn({ peers.hello(), peers.bare() }, function(server)
-    return numbers_in(process.run(program("logins", server, { count = 400, pid = server.process.pid })))
+    return generators.numbers(process.run(program("logins", server, { count = 400, pid = server.process.pid })))
   end)
   local key = "log_ins_per_server_cpu_s"
   return { { what = "connections per CPU second", against = "bare libssh", own = values(results.korv, key),
@@ -230,7 +171,7 @@ end
 row("workers", "two workers, an endpoint that computes", function()
   local script = process.write(peers.path "work.lua", WORK)
   local servers = { peers.korv("one", script), peers.korv("two", script, "--workers", "2") }
-  for _, server in ipairs(servers) do server.cpu = table.concat({ cpus() }, ",") end
+  for _, server in ipairs(servers) do server.cpu = table.concat({ generators.cpus() }, ",") end
   local results = in_turn(servers, function(server)
     return load(server, { encoding = "line", connections = 64, requests = 3000, resource = "/work" })
   end)
@@ -247,7 +188,7 @@ local function live(server)
   local result = load(server, { encoding = "line", in_flight = 64, rate = 2000, requests = 6000 })
   if not storm then return result end
   if storm.code then error("the log-ins ended too early:\n" .. storm.output, 0) end
-  local rate = numbers_in(process.finish(storm, RUN_S)).log_ins_per_s
+  local rate = generators.numbers(process.finish(storm, RUN_S)).log_ins_per_s
   if rate < 0.95 * LOG_INS_A_SECOND then error(("only %.0f log-ins a second were made"):format(rate), 0) end
   return result
 end
@@ -267,8 +208,6 @@ row("one-gzip", "gzip, 1 connection, 1 in flight", function()
   return { compare(results, CPU, "korv", "bare libssh"), compare(results, P50, "korv", "bare libssh"),
     compare(results, P99, "korv", "bare libssh") }
 end)
-
-local reloading = require "bench.reloading"
 
 local function reload_row(name, title, requests, every_ms)
   row(name, title, function()
