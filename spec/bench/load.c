@@ -202,11 +202,19 @@ static void take_answers(struct load *l, struct connection *c) {
 
 /* ---- connections ----------------------------------------------------------------------------------------------------------- */
 
+static void *zeroed(size_t count, size_t size) {
+  void *at = calloc(count, size);
+  if (!at) fail("out of memory");
+  return at;
+}
+
+/* gcc's analyzer loses sight of what l->connections holds where a call may end the program. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wanalyzer-malloc-leak"
 static void open_connection(struct load *l, struct connection *c, ssh_key key) {
   size_t places = (size_t)l->options.in_flight;
-  c->places = calloc(places, sizeof *c->places);
-  c->free = calloc(places, sizeof *c->free);
-  if (!c->places || !c->free) fail("out of memory");
+  c->places = zeroed(places, sizeof *c->places);
+  c->free = zeroed(places, sizeof *c->free);
   while (c->free_count < places) c->free[c->free_count] = c->free_count, c->free_count++;
   dial_log_in(&l->options.dial, key, &c->link);
   link_count(&c->link);
@@ -219,11 +227,12 @@ static void open_connections(struct load *l) {
   ssh_key key = dial_key(&l->options.dial);
   size_t count = (size_t)l->options.connections;
   l->epoll = epoll_create1(EPOLL_CLOEXEC);
-  l->connections = calloc(count, sizeof *l->connections);
-  if (l->epoll < 0 || !l->connections) fail("out of memory");
+  l->connections = zeroed(count, sizeof *l->connections);
+  if (l->epoll < 0) fail("epoll: %s", strerror(errno));
   for (size_t i = 0; i < count; i++) open_connection(l, &l->connections[i], key);
   ssh_key_free(key);
 }
+#pragma GCC diagnostic pop
 
 static void close_connections(struct load *l) {
   for (long i = 0; i < l->options.connections; i++) {

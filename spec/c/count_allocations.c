@@ -12,9 +12,9 @@
 #include <unistd.h>
 
 /* What is beneath the names that this replaces. */
-void *__libc_malloc(size_t n);
-void *__libc_calloc(size_t count, size_t n);
-void *__libc_realloc(void *at, size_t n);
+void *libc_malloc(size_t n) __asm__("__libc_malloc");
+void *libc_calloc(size_t number, size_t n) __asm__("__libc_calloc");
+void *libc_realloc(void *at, size_t n) __asm__("__libc_realloc");
 
 static _Atomic uint64_t *calls;
 
@@ -36,30 +36,30 @@ static void count(const void *caller) {
 
 void *malloc(size_t n) {
   count(__builtin_return_address(0));
-  return __libc_malloc(n);
+  return libc_malloc(n);
 }
 
 void *calloc(size_t number, size_t n) {
   count(__builtin_return_address(0));
-  return __libc_calloc(number, n);
+  return libc_calloc(number, n);
 }
 
 void *realloc(void *at, size_t n) {
   count(__builtin_return_address(0));
-  return __libc_realloc(at, n);
+  return libc_realloc(at, n);
 }
 
 char *strdup(const char *s) {
   count(__builtin_return_address(0));
   size_t size = strlen(s) + 1;
-  char *copy = __libc_malloc(size);
+  char *copy = libc_malloc(size);
   return copy ? memcpy(copy, s, size) : NULL;
 }
 
 char *strndup(const char *s, size_t most) {
   count(__builtin_return_address(0));
   size_t length = strnlen(s, most);
-  char *copy = __libc_malloc(length + 1);
+  char *copy = libc_malloc(length + 1);
   if (!copy) return NULL;
   copy[length] = '\0';
   return memcpy(copy, s, length);
