@@ -4,10 +4,10 @@
 #include <string.h>
 
 enum encoding encoding_of(const char *name) {
-  static const char *const names[] = {[GZIP] = "gzip", [LINE] = "line", [CAT] = "cat"};
+  static const char *const names[] = {[GZIP] = "gzip", [LINE] = "line", [CAT] = "cat", [EXEC] = "exec"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
     if (strcmp(name, names[i]) == 0) return (enum encoding)i;
-  fail("--encoding: gzip, line or cat, not '%s'", name);
+  fail("--encoding: gzip, line, cat or exec, not '%s'", name);
 }
 
 ssh_key dial_key(const struct dial *d) {

@@ -12,13 +12,14 @@ struct dial {
   long timeout_s;
 };
 
-/* What a channel carries: gzip members over direct-tcpip, lines over the subsystem `korv`, or bytes to and from the command `cat`. */
-enum encoding { GZIP, LINE, CAT };
+/* What a channel carries: gzip members over direct-tcpip, lines over the subsystem `korv`, bytes to and from the command `cat`, or one
+ * request that is the command itself. */
+enum encoding { GZIP, LINE, CAT, EXEC };
 
 enum encoding encoding_of(const char *name);
 
 ssh_key dial_key(const struct dial *d);                            /* to be freed by the caller */
 void dial_log_in(const struct dial *d, ssh_key key, struct link *l); /* any failure ends the program */
-void dial_open(const struct dial *d, enum encoding encoding, struct link *l, struct stream *s);
+void dial_open(const struct dial *d, enum encoding encoding, struct link *l, struct stream *s); /* not for EXEC */
 
 #endif

@@ -1,12 +1,13 @@
 /* load: asks a korv server over any number of connections, each with so many requests in flight, checks every answer, and prints what
  * it cost as one line of JSON.
  *
- *   load --port N --key FILE --requests N [--connections N] [--in-flight N] [--encoding gzip|line|cat] …      (all: see known[])
+ *   load --port N --key FILE --requests N [--connections N] [--in-flight N] [--encoding gzip|line|cat|exec] … (all: see known[])
  *
  * A gzip request is one SSH packet on a direct-tcpip channel, as the protocol's first clients send it; lines go to the subsystem
  * `korv`, all that are due in one write; cat is no korv but OpenSSH's server, which runs that command. An answer counts once its
- * request_id is one that is waited for, its code 200 and the expected text in it (from /echo: the whole body; from cat: all of it). A
- * tenth of the requests are sent before as a warm-up that is checked but not counted. With --rate requests are due at so many a second,
+ * request_id is one that is waited for, its code 200 and the expected text in it (from /echo: the whole body; from cat: all of it). With
+ * exec each request is a command on a channel of its own, one after the other, as `ssh HOST GET /hello` is over a connection that is
+ * kept; it counts once its output has ended, with exit status 0 and the expected text. A tenth of the requests are sent before as a warm-up that is checked but not counted. With --rate requests are due at so many a second,
  * whether or not the server keeps up, and latency counts from then. Exit status 1 where any answer was wrong or missing.
  */
 #include "dial.h"
@@ -22,7 +23,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-enum { EVENTS_A_TURN = 64, OUT_MOST_BYTES = 32000, COMPLAINTS_MOST = 5, ID_DIGITS = 12 };
+enum { EVENTS_A_TURN = 64, OUT_MOST_BYTES = 32000, COMPLAINTS_MOST = 5, ID_DIGITS = 12, OUTPUT_READ_BYTES = 4096 };
 
 #define ID_FIRST UINT64_C(100000000000) /* of ID_DIGITS digits, so that all requests have one length */
 
@@ -79,6 +80,14 @@ static void add_letters(struct bytes *b, size_t n) {
     random ^= random << 13, random ^= random >> 17, random ^= random << 5;
     *at = letters[random % 64];
   }
+}
+
+static void make_command(struct load *l) {
+  struct bytes *r = &l->request;
+  add_string(r, l->options.verb);
+  add_string(r, " ");
+  add_string(r, l->options.resource);
+  *bytes_room(r, 1) = '\0';
 }
 
 static void make_request(struct load *l) {
@@ -218,6 +227,8 @@ static void open_connection(struct load *l, struct connection *c, ssh_key key) {
   while (c->free_count < places) c->free[c->free_count] = c->free_count, c->free_count++;
   dial_log_in(&l->options.dial, key, &c->link);
   link_count(&c->link);
+  c->link.fd = -1;
+  if (l->encoding == EXEC) return;
   dial_open(&l->options.dial, l->encoding, &c->link, &c->stream);
   ssh_set_blocking(c->link.ssh, 0);
   if (!link_open(&c->link, l->epoll)) fail("a connection can't be watched: %s", strerror(errno));
@@ -244,6 +255,39 @@ static void close_connections(struct load *l) {
   }
   free(l->connections);
   close(l->epoll);
+}
+
+/* ---- commands -------------------------------------------------------------------------------------------------------------- */
+
+/* What a command prints, to its end. False: it failed. */
+static bool command_output(ssh_channel channel, const char *command, struct bytes *output) {
+  int got = 1;
+  if (ssh_channel_open_session(channel) != SSH_OK || ssh_channel_request_exec(channel, command) != SSH_OK) return false;
+  while (got > 0) {
+    got = ssh_channel_read(channel, bytes_room(output, OUTPUT_READ_BYTES), OUTPUT_READ_BYTES, 0);
+    if (got > 0) output->length += (size_t)got;
+  }
+  return got == 0 && ssh_channel_get_exit_status(channel) == 0;
+}
+
+static void run_command(struct load *l, ssh_session ssh) {
+  static struct bytes output;
+  output.length = 0;
+  ssh_channel channel = ssh_channel_new(ssh);
+  if (!channel) fail("out of memory");
+  uint64_t sent_ns = now_ns();
+  bool done = command_output(channel, l->request.at, &output);
+  ssh_channel_close(channel);
+  ssh_channel_free(channel);
+  l->now_ns = now_ns();
+  l->unsent--;
+  l->answers++;
+  histogram_add(&l->latency, l->now_ns - sent_ns);
+  struct text answer = {output.at, output.length};
+  if (!done)
+    complain(l, "a command that failed", answer);
+  else if (!is_right(l, answer))
+    complain(l, "a command without the expected text", answer);
 }
 
 /* ---- the run --------------------------------------------------------------------------------------------------------------- */
@@ -280,14 +324,25 @@ static void wait_for_answers(struct load *l) {
     if (due(l, &l->connections[i])) turn(l, &l->connections[i]);
 }
 
+static void run_messages(struct load *l, uint64_t requests) {
+  for (long i = 0; i < l->options.connections && l->unsent; i++) turn(l, &l->connections[i]);
+  while (l->answers < requests && l->now_ns < l->deadline_ns) wait_for_answers(l);
+}
+
+static void run_commands(struct load *l) {
+  while (l->unsent && l->now_ns < l->deadline_ns) run_command(l, l->connections[0].link.ssh);
+}
+
 /* Sends so many requests and waits for their answers, or for the deadline. */
 static void run(struct load *l, uint64_t requests) {
   memset(&l->latency, 0, sizeof l->latency);
   l->answers = 0;
   l->unsent = requests;
   l->now_ns = l->due_ns = now_ns();
-  for (long i = 0; i < l->options.connections && l->unsent; i++) turn(l, &l->connections[i]);
-  while (l->answers < requests && l->now_ns < l->deadline_ns) wait_for_answers(l);
+  if (l->encoding == EXEC)
+    run_commands(l);
+  else
+    run_messages(l, requests);
   if (l->answers < requests) {
     fprintf(stderr, "%llu of %llu requests without an answer after %ld s\n", (unsigned long long)(requests - l->answers),
             (unsigned long long)requests, l->options.dial.timeout_s);
@@ -344,7 +399,7 @@ static const struct known_option known[] = {
     {"connections", NULL, &load.options.connections, 1, 10000},
     {"in-flight", NULL, &load.options.in_flight, 1, 100000}, /* on each connection */
     {"rate", NULL, &load.options.rate, 1, 1000000},          /* requests due each second, over all connections */
-    {"encoding", &load.options.encoding, NULL, 0, 0},        /* gzip, line or cat */
+    {"encoding", &load.options.encoding, NULL, 0, 0},        /* gzip, line, cat or exec */
     {"level", NULL, &load.options.level, 0, 9},              /* of gzip; 0 stores */
     {"size", NULL, &load.options.size, 0, 16 << 20},         /* bytes of a request's JSON, filled up in its body */
     {"verb", &load.options.verb, NULL, 0, 0},
@@ -360,7 +415,8 @@ static void read_options(int argc, char **argv) {
   struct options *o = &load.options;
   if (rest != argc || !o->dial.port || !o->dial.key || !o->requests) fail("use: %s --port N --key FILE --requests N …", argv[0]);
   load.encoding = encoding_of(o->encoding);
-  if (load.encoding == CAT && (o->connections > 1 || o->in_flight > 1)) fail("cat has one request in flight");
+  if (load.encoding >= CAT && (o->connections > 1 || o->in_flight > 1)) fail("%s has one request in flight", o->encoding);
+  if (load.encoding == EXEC && o->rate) fail("exec has no rate");
   if (o->rate) load.interval_ns = 1000000000u / (uint64_t)o->rate;
 }
 
@@ -372,7 +428,10 @@ int main(int argc, char **argv) {
   load.deadline_ns = now_ns() + (uint64_t)load.options.dial.timeout_s * 1000000000u;
   if (load.options.cpu >= 0) pin_to_cpu((int)load.options.cpu);
   packer_open((int)load.options.level);
-  make_request(&load);
+  if (load.encoding == EXEC)
+    make_command(&load);
+  else
+    make_request(&load);
   open_connections(&load);
   measure(&load);
   close_connections(&load);

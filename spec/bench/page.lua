@@ -99,7 +99,7 @@ local function loads_of(measured)
   for _, one in ipairs(measured) do
     for _, c in ipairs(one.comparisons) do
       if one ~= last and c.own_load then
-        add(one.row, "korv", c, c.own_load, c.own)
+        add(one.row, c.server or "korv", c, c.own_load, c.own)
         last = one
       end
       add(one.row, c.against, c, c.other_load, c.other)
@@ -174,7 +174,7 @@ local function plot_bars(name, title, measured, whats)
           own_of[c.what] = true
           at = at + 1
           data[#data + 1] = bar(at, c, c.own, 1)
-          tics[#tics + 1] = ("%s %d"):format(quoted(("%s, korv%s"):format(one.row.name, whats[c.what])), at)
+          tics[#tics + 1] = ("%s %d"):format(quoted(("%s, %s%s"):format(one.row.name, c.server or "korv", whats[c.what])), at)
         end
         at = at + 1
         data[#data + 1] = bar(at, c, c.other, 0)

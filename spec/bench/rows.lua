@@ -1,10 +1,11 @@
 --- The rows of scripts/bench: each is a function that measures and returns comparisons.
 --
--- A comparison says `what` was measured, `against` whom, and has a list of values of each round for korv (`own`) and for the peer
--- (`other`; without, the value is judged alone). `goal` is such as `{ "<=", 1.25 }`; without one it is only told. `shown` tells a
--- value's digits; `own_load` and `other_load` are what the load generator cost, in the same unit.
+-- A comparison says `what` was measured, of which `server` (without: korv), `against` whom, and has a list of values of each round for
+-- that server (`own`) and for the peer (`other`; without, the value is judged alone). `goal` is such as `{ "<=", 1.25 }`; without one it
+-- is only told. `shown` tells a value's digits; `own_load` and `other_load` are what the load generator cost, in the same unit.
 -- @module bench.rows
 
+local attacking = require "bench.attacking"
 local generators = require "bench.generators"
 local peers = require "bench.peers"
 local process = require "bench.process"
@@ -53,8 +54,8 @@ local WHAT = { [CPU] = "CPU µs a request", [P50] = "p50 µs", [P99] = "p99 µs"
 
 local function compare(results, key, own, other, goal)
   local function load_of(name) return key == CPU and values(results[name], "load_cpu_us_per_request") or nil end
-  return { what = WHAT[key], against = other, own = values(results[own], key), other = values(results[other], key), goal = goal,
-    own_load = load_of(own), other_load = load_of(other), shown = key == CPU and "%.2f" or "%.0f" }
+  return { what = WHAT[key], server = own, against = other, own = values(results[own], key), other = values(results[other], key),
+    goal = goal, own_load = load_of(own), other_load = load_of(other), shown = key == CPU and "%.2f" or "%.0f" }
 end
 
 -- ---- the rows with goals ------------------------------------------------------------------------------------------------------
@@ -207,6 +208,26 @@ row("one-gzip", "gzip, 1 connection, 1 in flight", function()
   end)
   return { compare(results, CPU, "korv", "bare libssh"), compare(results, P50, "korv", "bare libssh"),
     compare(results, P99, "korv", "bare libssh") }
+end)
+
+row("exec", "`ssh HOST GET /hello`, one at a time", function()
+  local script = peers.root .. "/scripts/endpoints/hello.lua"
+  local results = in_turn({ peers.korv("command", script), peers.korv("message", script) }, function(server)
+    return load(server, { encoding = server.name == "command" and "exec" or "line", requests = 3000 })
+  end)
+  return { compare(results, CPU, "command", "message"), compare(results, P50, "command", "message"),
+    compare(results, P99, "command", "message") }
+end)
+
+row("attacked", "lines, 64 connections, while others attack", function()
+  local script = peers.root .. "/scripts/endpoints/hello.lua"
+  local results = in_turn({ peers.korv("attacked", script), peers.korv("calm", script) }, function(server)
+    local stop = server.name == "attacked" and attacking.begin(server, (generators.cpus()))
+    local result = load(server, { encoding = "line", connections = 64, requests = 40000 })
+    if stop then stop() end
+    return result
+  end)
+  return { compare(results, P50, "attacked", "calm"), compare(results, P99, "attacked", "calm") }
 end)
 
 local function reload_row(name, title, requests, every_ms)
