@@ -17,7 +17,7 @@ local INSTEAD = { ["scripts/demo"] = "scripts/demo --once", ["scripts/test"] = f
   [CHANGE] = CHANGE .. "\nuntil korv call localhost GET /hello | grep -q there; do :; done" } -- a person is not that fast
 
 -- Options of other commands than korv's.
-local FOREIGN = { ["--no-children"] = true, ["--sort"] = true, ["--stdio"] = true, -- perf
+local FOREIGN = { ["--no-children"] = true, ["--sort"] = true, ["--stdio"] = true, ["--call-graph"] = true, ["--children"] = true, -- perf
   ["--lua-version"] = true, ["--deps-mode"] = true, ["--tree"] = true, ["--bin"] = true } -- LuaRocks
 
 -- Libraries whose functions documents may name though nobody calls them.

@@ -108,14 +108,13 @@ bool stream_send(struct link *l, struct stream *s, const char *at, size_t n) {
 }
 
 bool stream_flush(struct link *l, struct stream *s) {
-  size_t done = 0;
   int sent = 0;
-  while (done < s->out.length && !waiting_to_write(l)) {
-    size_t n = s->out.length - done;
-    sent = ssh_channel_write(s->ssh, s->out.at + done, (uint32_t)(n < WRITE_BYTES ? n : WRITE_BYTES));
+  while (s->sent < s->out.length && !waiting_to_write(l)) {
+    size_t n = s->out.length - s->sent;
+    sent = ssh_channel_write(s->ssh, s->out.at + s->sent, (uint32_t)(n < WRITE_BYTES ? n : WRITE_BYTES));
     if (sent <= 0) break;
-    done += (size_t)sent;
+    s->sent += (size_t)sent;
   }
-  bytes_drop(&s->out, done);
+  if (s->sent == s->out.length) s->sent = s->out.length = 0;
   return sent >= 0;
 }

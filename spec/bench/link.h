@@ -28,6 +28,7 @@ struct stream {
   struct ssh_channel_callbacks_struct callbacks;
   struct bytes in;
   struct bytes out;
+  size_t sent; /* of out: it is only emptied whole, so that much of it is not moved again and again */
   bool ended; /* the peer sends no more */
 };
 
