@@ -60,7 +60,7 @@ describe("ssh-audit", function()
         assert.equal(code, done.code, done.stderr)
         assert.equal(code == 0, done.stdout:find '"code":200' ~= nil)
       end
-      local old = support.run { argv[1], "-m", "hmac-sha2-256", table.unpack(argv, 2) } -- says why, unless the server left first
+      local old = support.run { argv[1], "-m", "hmac-sha2-256", table.unpack(argv, 2) } -- it may not hear why
       assert.same({ 255, "" }, { old.code, old.stdout })
     end
   end)
