@@ -7,8 +7,9 @@
  * `korv`, all that are due in one write; cat is no korv but OpenSSH's server, which runs that command. An answer counts once its
  * request_id is one that is waited for, its code 200 and the expected text in it (from /echo: the whole body; from cat: all of it). With
  * exec each request is a command on a channel of its own, one after the other, as `ssh HOST GET /hello` is over a connection that is
- * kept; it counts once its output has ended, with exit status 0 and the expected text. A tenth of the requests are sent before as a warm-up that is checked but not counted. With --rate requests are due at so many a second,
- * whether or not the server keeps up, and latency counts from then. Exit status 1 where any answer was wrong or missing.
+ * kept; it counts once its output has ended, with exit status 0 and the expected text. A tenth of the requests are sent before as a
+ * warm-up that is checked but not counted. With --rate requests are due at so many a second, whether or not the server keeps up, and
+ * latency counts from then. Exit status 1 where any answer was wrong or missing.
  */
 #include "dial.h"
 #include "measure.h"
