@@ -137,7 +137,7 @@ describe("endpoints that wait", function()
     end)
 
     it("100 that never log in delay nobody, and are gone after login_timeout", function()
-      local own = waiting.serve { login_timeout = 1 }
+      local own = waiting.serve { login_timeout = 1, max_unauthenticated_per_address = 128 }
       local silent, ended = {}, 0
       for i = 1, 100 do
         silent[i] = uv.new_tcp()
