@@ -7,7 +7,7 @@ local uv = require "luv"
 local COUNTER = support.root .. "/build/spec/c/libcount_allocations.so"
 local LOAD = support.root .. "/build/spec/bench/load"
 local FEW, MANY = 1000, 10000 -- requests
-local GROWTH = 450 -- calls: buffers grow a few times in a connection's life, as its traffic has it; fewer than batches of 64 in MANY
+local GROWTH = 150 -- calls: buffers grow a few times in a connection's life, as its traffic has it; fewer than batches of 64 in MANY
 
 describe("allocations", function()
   local server
