@@ -27,6 +27,18 @@ describe("a message", function()
     assert.same({ 200, { "an item", { name = "client" } } }, { answer.code, answer.body })
   end)
 
+  it("that cancels passes the limit of a channel that somebody types on", function()
+    local server = pair.new_server { max_channel_in_flight = 1 }
+    server:get("/wait", function() korv.sleep(60) return 200 end)
+    pair.listen(server)
+    local ssh = support.start({ "ssh", "-F", "none", "-tt", "-i", support.key "client", "-p", tostring(server.port), "-o",
+      "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), "127.0.0.1", "GET /wait" },
+      { stdin = true, env = { TERM = "dumb" } })
+    pair.wait_for(function() return server:counters().in_flight == 1 end)
+    ssh:write "\3"
+    assert.equal(4, ssh:wait().code) -- 499
+  end)
+
   it("whose answer filled its channel once does not hold up a drain", function()
     for limit, bytes in pairs { max_queued_bytes = 600000, max_channel_in_flight = 10 } do
       local server = pair.new_server { [limit] = limit == "max_queued_bytes" and 65536 or 1 }

@@ -182,7 +182,8 @@ static int message(lua_State *L) {
   channel *c = box->channel;
   wire_message m = {.encoding = WIRE_LINE};
   m.text = luaL_checklstring(L, 2, &m.len);
-  bool possible = c && c->in_flight < c->server->channel_in_flight_most;
+  bool is_cancel = strncmp(m.text, "{\"cancel\"", 9) == 0; /* which begins nothing, and may end what fills the channel */
+  bool possible = c && (is_cancel || c->in_flight < c->server->channel_in_flight_most);
   if (possible) {
     request_read(c, &m);
     hub_poke(c->server->hub);
