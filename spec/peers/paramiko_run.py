@@ -20,7 +20,7 @@ def send_input(channel):
         while piece := os.read(0, CHUNK_BYTES):
             channel.sendall(piece)
         channel.shutdown_write()
-    except OSError:
+    except (OSError, EOFError, paramiko.SSHException):
         pass  # the channel was closed before all had been read, as that of a GET is
 
 

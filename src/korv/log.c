@@ -16,7 +16,7 @@
 
 static const char DROPPED[] = "korv.log.dropped";
 
-enum { MOST_BYTES = 1 << 20, KEPT_BYTES = 65536, RETRY_MS = 10, LONGEST_RETRY_MS = 500, EXIT_MS = 100 };
+enum { MOST_BYTES = 1 << 20, KEPT_BYTES = 65536, RETRY_MS = 10, LONGEST_RETRY_MS = 500, EXIT_MS = 1000 };
 
 /* Of this thread: what waits when the program ends by exit(), which closes no Lua state. */
 static _Thread_local LIST_HEAD(, log_queue) queues;
