@@ -5,7 +5,6 @@
 
 #include "korv/server.h"
 
-
 enum {
   TURN_MESSAGES = 256, /* what one channel may do before others get their turn */
   LARGE_BYTES = 1 << 20,

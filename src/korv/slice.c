@@ -124,14 +124,9 @@ static int cancel(lua_State *L) {
   return 0;
 }
 
-static int job_gc(lua_State *L) {
-  (void)L; /* it ends with the Lua state, or has ended */
-  return 0;
-}
-
 void slice_open(lua_State *L) {
   static const luaL_Reg methods[] = {{"cancel", cancel}, {NULL, NULL}};
-  type_make(L, JOB, methods, job_gc);
+  type_make(L, JOB, methods, NULL);
   lua_pushcfunction(L, slices);
   lua_setfield(L, -2, "slices");
 }
