@@ -62,6 +62,8 @@ describe("ssh-audit", function()
       end
       local old = support.run { argv[1], "-m", "hmac-sha2-256", table.unpack(argv, 2) } -- it may not hear why
       assert.same({ 255, "" }, { old.code, old.stdout })
+      local why = code == 0 and "no matching MAC found" or "no matching cipher found"
+      assert.is_truthy(old.stderr:find(why, 1, true) or old.stderr:find("Connection closed", 1, true), old.stderr)
     end
   end)
 

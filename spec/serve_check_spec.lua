@@ -44,7 +44,7 @@ describe("korv serve --check", function()
   it("counts what there is, and ends with 0", function()
     local done = check("--authorized-keys", support.authorized_keys("ann", "bob", "cleo"), folder(), support.write("more.lua",
       'return function(app) app:store("/more", function() return 200 end) end'))
-    assert.same({ 0, "", "korv: 3 endpoints in 3 files, 3 authorized keys: all well\n" }, { done.code, done.stderr, done.stdout })
+    assert.same({ 0, "", "korv: all well; endpoints: 3, files: 3, authorized keys: 3\n" }, { done.code, done.stderr, done.stdout })
   end)
 
   it("binds no port: it may check for a server that runs", function()
@@ -82,7 +82,7 @@ describe("korv serve --check", function()
     local broken = support.write("one_broken", "ssh-ed25519 AAAA broken\n" .. support.read(support.key "client" .. ".pub"))
     local done = check("--authorized-keys", broken, path)
     assert.equal(0, done.code)
-    assert.matches("1 authorized keys: all well\n$", done.stdout)
+    assert.matches("authorized keys: 1\n$", done.stdout)
     assert.is_truthy(done.stderr:find("warn " .. broken .. ":1: ", 1, true), done.stderr)
   end)
 

@@ -50,7 +50,7 @@ end
 local function check(options)
   local server, message = load(options)
   if not server then return FAILED, message end
-  print(("korv: %d endpoints in %d files, %d authorized keys: all well"):format(#server.generation.app.routes:entries(),
+  print(("korv: all well; endpoints: %d, files: %d, authorized keys: %d"):format(#server.generation.app.routes:entries(),
     count_files(server.generation.files), server.credentials:count()))
   return 0
 end
