@@ -20,6 +20,7 @@ dependencies = {
 }
 external_dependencies = {
   LIBSSH = { header = "libssh/libssh.h" },
+  OPENSSL = { header = "openssl/rand.h" },
   LIBUV = { header = "uv.h" },
   LIBDEFLATE = { header = "libdeflate.h" },
 }

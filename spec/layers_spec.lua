@@ -8,12 +8,12 @@ ROOT = ROOT == "" and "." or ROOT
 -- A layer of src/: the layers and the libraries whose headers its files may include.
 local LAYERS = {
   wire = { layers = {}, libraries = { "libdeflate.h", "zlib.h" } },
-  net = { layers = { "wire" }, libraries = { "libssh/", "uv.h" } },
+  net = { layers = { "wire" }, libraries = { "libssh/", "openssl/", "uv.h" } },
   host = { layers = { "wire" }, libraries = { "lua.h", "lauxlib.h", "lualib.h" } },
   korv = { layers = { "wire", "net", "host" }, libraries = { "lua.h", "lauxlib.h", "lualib.h", "uv.h", "luv/" } },
 }
 
-local LIBRARIES = { "libdeflate.h", "zlib.h", "libssh/", "uv.h", "lua.h", "lauxlib.h", "lualib.h", "luv/" }
+local LIBRARIES = { "libdeflate.h", "zlib.h", "libssh/", "openssl/", "uv.h", "lua.h", "lauxlib.h", "lualib.h", "luv/" }
 
 -- A module of lua/korv: the modules of korv's that it may require. What is not here may require none.
 local MODULES = {

@@ -18,7 +18,8 @@ enum { FAILED = false, VALUE = true, OPENED };
 
 enum { END_OF_TEXT = -1 };
 
-enum { ROOM = 4 }; /* that a table is made with: small ones then need no second allocation */
+/* That a table is made with: small ones then need no second allocation. Whoever asks for fields has some of its own to add. */
+enum { ROOM = 4, ROOM_WITH_FIELDS = 8 };
 
 typedef struct decoder {
   lua_State *L;
@@ -254,14 +255,32 @@ static host_json_field *find_field(decoder *d) {
   return NULL;
 }
 
+/* A field whose name stands at d->at as it is known, and mostly it does: Lua then finds the string by where the name lies, without a hash. */
+static bool known_name(decoder *d) {
+  for (host_json_field *f = d->fields; f < d->fields + d->n_fields; f++) {
+    if ((size_t)(d->end - d->at) < f->name_len + 2 || d->at[f->name_len + 1] != '"' || memcmp(d->at + 1, f->name, f->name_len) != 0) continue;
+    lua_pushstring(d->L, f->name);
+    d->at += f->name_len + 2;
+    d->field = f;
+    return true;
+  }
+  return false;
+}
+
+static bool name_of_field(decoder *d) {
+  if (known_name(d)) return true;
+  if (!string(d)) return false;
+  d->field = find_field(d);
+  return true;
+}
+
 /* Reads a member's name and the colon behind it, and pushes the name. */
 static bool name(decoder *d) {
   if (peek(d) != '"') return expected(d, d->at, "a name in double quotes");
-  if (!string(d)) return false;
+  if (!(d->depth == 1 ? name_of_field(d) : string(d))) return false;
   if (peek(d) != ':') return expected(d, d->at, "':' after a name");
   d->at++;
-  if (d->depth > 1 || d->n_fields == 0) return true;
-  d->field = find_field(d);
+  if (d->depth > 1) return true;
   peek(d);
   if (d->field) d->field->raw.at = d->at;
   return true;
@@ -295,7 +314,7 @@ static int open_container(decoder *d) {
   d->depth++;
   d->in_array = array;
   d->count = 0;
-  lua_createtable(d->L, array ? ROOM : 0, array ? 0 : ROOM);
+  lua_createtable(d->L, array ? ROOM : 0, array ? 0 : d->depth == 1 && d->n_fields ? ROOM_WITH_FIELDS : ROOM);
   if (array)
     mark_array(d);
   else if (!name(d))

@@ -189,6 +189,9 @@ void net_channel_close_out(net_channel *c); /* EOF and close, as far as they can
 void net_channel_free(net_channel *c, bool session_gone);
 bool net_channel_is_over(const net_channel *c); /* closed both ways, and told */
 
+/* random.c */
+void net_random_open(void); /* once for the process: makes OpenSSL's RAND_bytes cheap for a few bytes, where nobody else has replaced it */
+
 /* key.c */
 char *net_keyfile_text(ssh_key key, const char *comment); /* to be wiped; NULL: it cannot be written */
 void net_keyfile_wipe(char *text);

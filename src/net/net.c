@@ -19,6 +19,7 @@ void net_error_set(net_error *err, const char *name, const char *format, ...) {
 net *net_new(uv_loop_t *loop, void *handle_data) {
   net *n = ssh_init() == SSH_OK ? calloc(1, sizeof *n) : NULL;
   if (!n) return NULL;
+  net_random_open();
   n->loop = loop;
   n->handle_data = handle_data;
   LIST_INIT(&n->sessions);
