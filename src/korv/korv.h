@@ -62,6 +62,7 @@ struct hub {
   uint64_t clock_ns; /* when hub_clock was asked last: as this turn began, or since */
   char time[24]; /* of this turn, in seconds, as JSON */
   size_t time_len;
+  time_t second; /* of time */
 };
 
 void hub_open(lua_State *L); /* makes it where there is none; the module's table is on top of the stack, it gets set_log; raises */

@@ -131,6 +131,10 @@ void net_session_pump(net_session *s) {
   }
   if (s->listener && s->state == SESSION_KEX) net_serve_before_log_in(s);
   s->seen_bytes = s->counter.in_bytes;
+  if (s->state == SESSION_KEX) { /* nobody is to be told of anything yet: a log-in takes no turns */
+    net_session_mask(s);
+    return;
+  }
   net_session_changed(s);
   net_session_written(s); /* a window may have grown, which no callback tells */
 }
