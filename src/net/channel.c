@@ -118,10 +118,10 @@ static void fetch(net_channel *c) {
 static void tell_open(net_channel *c) {
   if (!packets_are_sane(c)) return;
   c->told_open = true;
-  fetch(c);
-  if (!net_session_healthy(c->session)) return;
-  net_session_written(c->session); /* the window's growth may still be with libssh */
   c->session->events->channel_open(c->session->owner, c);
+  if (c->paused || c->finishing) return;
+  fetch(c);
+  if (net_session_healthy(c->session)) net_session_written(c->session); /* the window's growth may still be with libssh */
 }
 
 static void tell_drained(net_channel *c) {

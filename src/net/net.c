@@ -107,11 +107,14 @@ bool net_report(net *n) {
   return !TAILQ_EMPTY(&n->reports);
 }
 
+/* What is sent meanwhile leaves together. */
+static void cork(net_session *s, bool on) { setsockopt(s->poll_fd, IPPROTO_TCP, TCP_CORK, &(int){on}, sizeof(int)); }
+
 /* Several packets are about to be written one by one. libssh would send each by itself; but a socket that is corked and told to count
  * as full by its first unsent byte makes it gather them, for one send when both are undone. */
 static void gather(net_session *s, bool on) {
   s->gathering = on;
-  setsockopt(s->poll_fd, IPPROTO_TCP, TCP_CORK, &(int){on}, sizeof(int));
+  cork(s, on);
   setsockopt(s->poll_fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &(int){on}, sizeof(int)); /* 0: the system's own */
   if (on || s->state != SESSION_OPEN) return;
   ssh_blocking_flush(s->ssh, 0);
@@ -156,12 +159,27 @@ static void write_channels(net_session *s) {
   if (pass > 0) net_session_written(s);
 }
 
-static void flush_session(net_session *s) {
-  if (s->state == SESSION_OPEN) write_channels(s);
+static void close_channels(net_session *s) {
   net_channel *c;
   TAILQ_FOREACH(c, &s->channels, link) {
     if (s->state == SESSION_OPEN) net_channel_close_out(c);
   }
+}
+
+static bool has_parting(const net_session *s) {
+  net_channel *c;
+  TAILQ_FOREACH(c, &s->channels, link) {
+    if (c->finishing && !c->close_sent) return true;
+  }
+  return false;
+}
+
+static void flush_session(net_session *s) {
+  bool parting = s->state == SESSION_OPEN && has_parting(s); /* the last of its output, its exit status, EOF and CLOSE are packets each */
+  if (parting) cork(s, true);
+  if (s->state == SESSION_OPEN) write_channels(s);
+  close_channels(s);
+  if (parting) cork(s, false);
   net_session_note_input(s);
   if (s->state < SESSION_DEAD) net_session_mask(s);
 }

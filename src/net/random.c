@@ -54,7 +54,7 @@ static bool map_page(void) {
   return false;
 }
 
-static RAND_METHOD method;
+static RAND_METHOD method; /* OpenSSL calls it until the process ends: this code is never unloaded, see CMakeLists.txt */
 
 void net_random_open(void) {
   static atomic_flag opened = ATOMIC_FLAG_INIT;
@@ -62,9 +62,4 @@ void net_random_open(void) {
   method = *RAND_OpenSSL();
   method.bytes = method.pseudorand = random_bytes;
   RAND_set_rand_method(&method);
-}
-
-/* OpenSSL may outlive this code, where Lua unloads it. */
-__attribute__((destructor)) static void close_random(void) {
-  if (page && RAND_get_rand_method() == &method) RAND_set_rand_method(NULL);
 }
