@@ -116,6 +116,28 @@ function help.quoted(text)
   return "'" .. escape.line(shown) .. "'"
 end
 
+local VERBS = { GET = true, STORE = true, UPDATE = true, DELETE = true }
+local FOREIGN = { POST = "STORE", PUT = "UPDATE", PATCH = "UPDATE", HEAD = "GET" }
+
+--- What to write in place of a verb that there is not.
+-- @tparam string verb in upper case
+-- @treturn ?string nil: it is one
+-- @treturn ?string a verb that is near, where there is any
+function help.odd_verb(verb)
+  if VERBS[verb] then return nil end
+  local instead = FOREIGN[verb]
+  local mend = instead and ("; did you mean %s?"):format(instead) or ""
+  return ("%s is no verb: GET, STORE, UPDATE or DELETE%s"):format(help.quoted(verb), mend), instead
+end
+
+--- What to write in place of a resource that is none.
+-- @tparam string resource
+-- @treturn ?string nil: it may be one
+function help.odd_resource(resource)
+  if resource:sub(1, 1) == "/" then return nil end
+  return ("%s does not begin with '/': did you mean %s?"):format(help.quoted(resource), help.quoted("/" .. resource))
+end
+
 --- What is printed where a command was not understood.
 -- @tparam string problem
 -- @treturn string
