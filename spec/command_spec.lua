@@ -29,7 +29,8 @@ return function(app)
   end)
   app:get("/korv/endpoints", function()
     local of_user = { verb = "GET", resource = "/users/:näme", doc = "Tells of a\27[31m user,\nwhoever.\u{9b}1m\u{202e}" }
-    return 200, { of_user, { verb = "DELETE", resource = "/x" } }
+    local of_roles = { verb = "STORE", resource = "/y", doc = "Of ops", roles = { "ops", "on\ncall\27" } }
+    return 200, { of_user, { verb = "DELETE", resource = "/x" }, of_roles, { verb = "GET", resource = "/z", roles = { "ops" } } }
   end)
   app:get("/odd/endpoints", function() return 200, { 1 } end)
   app:get("/none/endpoints", function() return 200, korv.array {} end)
@@ -610,6 +611,7 @@ describe("korv describe", function()
   it("prints verbs, resources and what they are for, in columns, with nothing that a terminal obeys", function()
     local done = describe_()
     local wanted = "GET     /users/:näme  Tells of a [31m user, whoever.\\xc2\\x9b1m\\xe2\\x80\\xae\nDELETE  /x\n"
+      .. "STORE   /y            Of ops  [roles: ops, on call ]\nGET     /z            [roles: ops]\n"
     assert.same({ 0, wanted, "" }, { done.code, done.stdout, done.stderr })
     done = describe_("--prefix", "/none/")
     assert.same({ 0, "", "" }, { done.code, done.stdout, done.stderr })

@@ -306,12 +306,22 @@ end
 -- A text of the server's, for a line on a terminal.
 local function plain(text) return type(text) == "string" and escape.line((text:gsub("[%c%s]+", " "))) or "" end
 
+-- nil where the endpoint asks for none.
+local function plain_roles(roles)
+  local list = {}
+  for i, role in ipairs(type(roles) == "table" and roles or {}) do list[i] = plain(role) end
+  return #list > 0 and ("[roles: %s]"):format(table.concat(list, ", ")) or nil
+end
+
 local function print_columns(endpoints)
   local widest = 0
   for _, endpoint in ipairs(endpoints) do widest = math.max(widest, utf8.len(plain(endpoint.resource))) end
   for _, endpoint in ipairs(endpoints) do
     local resource = plain(endpoint.resource)
-    local line = ("%-6s  %s%s  %s"):format(plain(endpoint.verb), resource, (" "):rep(widest - utf8.len(resource)), plain(endpoint.doc))
+    local padding = (" "):rep(widest - utf8.len(resource))
+    local words = { plain(endpoint.doc), plain_roles(endpoint.roles) }
+    if words[1] == "" then table.remove(words, 1) end
+    local line = ("%-6s  %s%s  %s"):format(plain(endpoint.verb), resource, padding, table.concat(words, "  "))
     io.stdout:write((line:gsub(" +$", "")), "\n")
   end
 end

@@ -10,16 +10,25 @@ local help = {}
 local WORD_BYTES = 60      -- of what a person typed, that is repeated
 local RESOURCE_COLUMNS = 40 -- a longer resource pushes its doc aside
 
+local function broken_roles(roles)
+  local list = {}
+  for i, role in ipairs(roles) do list[i] = escape.broken(role) end
+  return list
+end
+
 local function described(entry)
-  local doc = entry.options and entry.options.doc
-  return { verb = entry.verb, resource = escape.broken(entry.resource), doc = doc and escape.broken(doc), parameters = entry.parameters }
+  local doc, roles = entry.options and entry.options.doc, entry.options and entry.options.roles
+  return {
+    verb = entry.verb, resource = escape.broken(entry.resource), doc = doc and escape.broken(doc), parameters = entry.parameters,
+    roles = roles and broken_roles(roles),
+  }
 end
 
 --- The endpoints that a peer may call.
 -- @tparam table server
 -- @tparam table peer
--- @treturn table a list of `{ verb, resource, doc, parameters }`, sorted by resource, then verb; doc and parameters, a list of names, may
--- be nil
+-- @treturn table a list of `{ verb, resource, doc, parameters, roles }`, sorted by resource, then verb; doc, parameters (a list of names)
+-- and roles (a list of those of which a caller needs one) may be nil
 function help.endpoints(server, peer)
   local list = {}
   for _, entry in ipairs(server.generation.app.routes:entries()) do
