@@ -29,7 +29,8 @@ return function(app)
   end)
   app:get("/korv/endpoints", function()
     local of_user = { verb = "GET", resource = "/users/:näme", doc = "Tells of a\27[31m user,\nwhoever.\u{9b}1m\u{202e}" }
-    return 200, { of_user, { verb = "DELETE", resource = "/x" } }
+    local of_roles = { verb = "STORE", resource = "/y", doc = "Of ops", roles = { "ops", "on\ncall\27" } }
+    return 200, { of_user, { verb = "DELETE", resource = "/x" }, of_roles, { verb = "GET", resource = "/z", roles = { "ops" } } }
   end)
   app:get("/odd/endpoints", function() return 200, { 1 } end)
   app:get("/none/endpoints", function() return 200, korv.array {} end)
@@ -378,6 +379,32 @@ describe("korv call", function()
     assert.same({ 4, "", "404 null\n" }, { done.code, done.stdout, done.stderr })
   end)
 
+  local RELATIVE = "'hello' does not begin with '/': did you mean '/hello'?"
+  local NO_POST = "'POST' is no verb: GET, STORE, UPDATE or DELETE; did you mean STORE?"
+
+  for words, hint in pairs {
+    ["GET hello"] = RELATIVE, ["post /hello"] = NO_POST, ["POST hello"] = NO_POST .. "; " .. RELATIVE,
+    ["SEND /hello"] = "'SEND' is no verb: GET, STORE, UPDATE or DELETE",
+  } do
+    it(("of a 404 for %s says what is odd about it"):format(words), function()
+      local verb, resource = words:match "(%S+) (%S+)"
+      local done = call(verb, resource)
+      assert.same({ 4, "", "404 null\nkorv: " .. hint .. "\n" }, { done.code, done.stdout, done.stderr })
+    end)
+  end
+
+  it("calls what only a first korv's server knows, and finds nothing odd where that answers", function()
+    local python = support.serve_python()
+    local function call_python(verb, resource)
+      return call_bare("-i", support.key "client", "--known-hosts", support.known_hosts(python), "127.0.0.1:" .. python.port, verb,
+        resource)
+    end
+    local done = call_python("POST", "hello")
+    assert.same({ 0, '{"msg":"Hello World!"}\n', "" }, { done.code, done.stdout, done.stderr })
+    done = call_python("GET", "hello")
+    assert.same({ 4, "", "404 null\nkorv: " .. RELATIVE .. "\n" }, { done.code, done.stdout, done.stderr })
+  end)
+
   for _, body in ipairs { '{"a":[9007199254740993,0.1,null]}', '"text"', "null", "false", "[]", "-1" } do
     it("sends the BODY " .. body, function()
       local done = call("STORE", "/echo", body)
@@ -534,6 +561,9 @@ describe("korv stream", function()
     assert.same({ 5, "1\n", '503 "busy"\n' }, { done.code, done.stdout, done.stderr })
     done = stream("GET", "/nowhere")
     assert.same({ 4, "", "404 null\n" }, { done.code, done.stdout, done.stderr })
+    done = stream("GET", "nowhere")
+    assert.same({ 4, "" }, { done.code, done.stdout })
+    assert.matches("^404 null\nkorv: 'nowhere' does not begin with '/': did you mean '/nowhere'%?\n$", done.stderr)
     done = stream("--timeout", "0.1", "GET", "/some?n=1&sleep=60")
     assert.same({ 5, "1\n" }, { done.code, done.stdout })
     assert.matches("^504 ", done.stderr)
@@ -581,6 +611,7 @@ describe("korv describe", function()
   it("prints verbs, resources and what they are for, in columns, with nothing that a terminal obeys", function()
     local done = describe_()
     local wanted = "GET     /users/:näme  Tells of a [31m user, whoever.\\xc2\\x9b1m\\xe2\\x80\\xae\nDELETE  /x\n"
+      .. "STORE   /y            Of ops  [roles: ops, on call ]\nGET     /z            [roles: ops]\n"
     assert.same({ 0, wanted, "" }, { done.code, done.stdout, done.stderr })
     done = describe_("--prefix", "/none/")
     assert.same({ 0, "", "" }, { done.code, done.stdout, done.stderr })

@@ -134,10 +134,10 @@ describe("the console in a terminal", function()
   end)
 
   it("shows an answer, its code and its time", function()
-    assert.matches('^{\n  "list": %[\n    1,\n    true\n  %],\n  "msg": "Hello World!"\n}\n200 in %d+%.%d m?s$', pane:run "GET /hello")
-    assert.matches("^204 in %d+%.%d m?s$", pane:run "GET /nothing")
-    assert.matches("^404 in %d+%.%d m?s$", pane:run "DELETE /nowhere")
-    assert.matches("\n200 in %d+%.%d s$", pane:run "GET /wait?s=1.1")
+    assert.matches('^{\n  "list": %[\n    1,\n    true\n  %],\n  "msg": "Hello World!"\n}\n200 in %d+%.%d+ m?s$', pane:run "GET /hello")
+    assert.matches("^204 in %d+%.%d+ m?s$", pane:run "GET /nothing")
+    assert.matches("^404 in %d+%.%d+ m?s$", pane:run "DELETE /nowhere")
+    assert.matches("\n200 in %d+%.%d+ s$", pane:run "GET /wait?s=1.1")
   end)
 
   it("takes verbs in any case, blanks around, a query and a body", function()
@@ -250,17 +250,17 @@ describe("the console in a terminal", function()
     pane:expect '\n{"tick": 3}\n'
     pane:type "GET /hello\n" -- goes with it
     pane:press "C-c"
-    local count = pane:expect "{\"tick\": (%d+)}\n^C\n499 in %d+%.%d m?s, %d+ items\nkorv> $"
+    local count = pane:expect "{\"tick\": (%d+)}\n^C\n499 in %d+%.%d+ m?s, %d+ items\nkorv> $"
     assert.is_true(tonumber(count) >= 3)
     assert.matches('"ended": 1', pane:run "GET /ended")
-    assert.matches('^{"tick": 1}\n{"tick": 2}\n200 in %d+%.%d m?s, 2 items$', pane:run "GET /ticks?n=2")
+    assert.matches('^{"tick": 1}\n{"tick": 2}\n200 in %d+%.%d+ m?s, 2 items$', pane:run "GET /ticks?n=2")
   end)
 
   it("cancels a request, and only that", function()
     pane:press "C-l"
     pane:type "GET /wait?s=60\n"
     pane:press "C-c"
-    pane:expect "^korv> GET /wait%?s=60\n^C\n499 in %d+%.%d m?s\nkorv> $"
+    pane:expect "^korv> GET /wait%?s=60\n^C\n499 in %d+%.%d+ m?s\nkorv> $"
     pane:type "abc"
     pane:press "C-c"
     pane:expect "\nkorv> abc^C\nkorv> $"
@@ -337,7 +337,7 @@ describe("a console ends", function()
     busy:expect "s=3$"
     uv.kill(stopping.pid, "sigterm")
     idle:expect "\nkorv>\nThe server is stopping%.\n[^\n]*\nstatus 5$" -- between them ssh says that the connection is closed
-    busy:expect "\n%d+\n200 in 3%.%d s\nkorv>\nThe server is stopping%.\n[^\n]*\nstatus 5$"
+    busy:expect "\n%d+\n200 in 3%.%d+ s\nkorv>\nThe server is stopping%.\n[^\n]*\nstatus 5$"
     stopping.must_end_well = nil
     assert.equal(0, stopping:wait().code)
     close(idle)
@@ -446,6 +446,44 @@ describe("a console without a person", function()
     assert.is_true(support.wait_for(function() return holdings() < before + 10 * 1024 end))
     watcher:write "exit\n"
     assert.equal(0, watcher:wait().code)
+  end)
+end)
+
+describe("a console's clock", function()
+  local hrtime, now = uv.hrtime, nil
+
+  setup(function()
+    uv.hrtime = function() return now end -- luacheck: ignore 122
+  end)
+  teardown(function() uv.hrtime = hrtime end) -- luacheck: ignore 122
+
+  -- What is shown of a request that takes so long.
+  local function shown(nanoseconds)
+    local written, handlers = {}, nil
+    local caller = {
+      write = function(_, text) written[#written + 1] = text return true end,
+      read = function() end,
+      message = function()
+        now = now + nanoseconds
+        handlers.answer("1", 200, "null", false)
+        return true
+      end,
+    }
+    local routes = { entries = function() return {} end }
+    handlers = open_console(caller, { fingerprint = "SHA256:x" }, { name = "dumb", columns = 80 },
+      { options = {}, generation = { app = { routes = routes } } })
+    now = 0
+    handlers.data "GET /hello\n"
+    return table.concat(written):match "200 in (%C+)"
+  end
+
+  it("goes over from milliseconds to seconds where they would be a thousand", function()
+    for nanoseconds, text in pairs {
+      [0] = "0.0 ms", [1260000] = "1.3 ms", [999949999] = "999.9 ms", [999950000] = "1.00 s", [1000000000] = "1.00 s",
+      [59996000000] = "60.00 s", [90060000000] = "90.06 s",
+    } do
+      assert.equal(text, shown(nanoseconds))
+    end
   end)
 end)
 

@@ -370,9 +370,9 @@ describe("ssh HOST VERB RESOURCE [BODY]", function()
 
     it("and says what to write instead", function()
       assert.same(usage "GET needs a resource: GET /hello", run "get")
-      assert.same(usage "a resource begins with '/', and 'hello' does not: STORE /hello", run "store hello")
-      assert.same(usage "a resource begins with '/', and 'users' does not: help /hello", run "help users")
-      assert.same(usage "the verbs are GET, STORE, UPDATE and DELETE; in place of POST try STORE", run "post /users")
+      assert.same(usage "'hello' does not begin with '/': did you mean '/hello'?", run "store hello")
+      assert.same(usage "'users' does not begin with '/': did you mean '/users'?", run "help users")
+      assert.same(usage "'POST' is no verb: GET, STORE, UPDATE or DELETE; did you mean STORE?", run "post /users")
       assert.same(usage "nothing was asked for", run " ")
     end)
 

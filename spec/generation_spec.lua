@@ -67,6 +67,7 @@ describe("a load", function()
     assert.equal(200, (get(assert(scripts.load(folder)), "/b")))
   end)
 
+  local SHAPE = "a script returns a function that takes the app and registers its endpoints: return function(app) … end"
   local twice = "return function(app)\n  app:get('/x', print)\n  app:get('/x', print)\nend"
 
   for what, case in pairs {
@@ -79,7 +80,11 @@ describe("a load", function()
     ["at load, none"] = { "app.lua: nil", "error()" },
     ["in a chunk of its own"] = { "app.lua: [string \"error 'boom'\"]:1: boom", "load [[error 'boom']] ()" },
     ["at register"] = { "app.lua:1: boom", "return function(app) error 'boom' end" },
-    ["nothing returned"] = { "app.lua: a script returns a function that registers its endpoints: return function(app) … end", "" },
+    ["nothing returned"] = { "app.lua: " .. SHAPE, "" },
+    ["the app at the top level"] = { "app.lua:2: attempt to index a nil value (global 'app'): " .. SHAPE, "\napp:get('/x', print)" },
+    ["the app at the top level, called"] = { "app.lua:1: attempt to call a nil value (global 'app'): " .. SHAPE, "app()" },
+    ["the app beside the function that takes it"] = { "app.lua:1: attempt to index a nil value (global 'app')",
+      "local function add() app:get('/x', print) end return function(app) add() end" },
     ["misuse"] = { nil, "return function(app) app:get('/x', print, {}) end", "^app.lua:1: GET /x: options must be a table" },
     ["a duplicate endpoint"] = { nil, twice, "^app.lua:3: GET /x %(%[C%]%) is registered already, as /x" },
     ["a duplicate endpoint, in a last call"] = { nil, (twice:gsub("  app:get%('/x', print%)\nend", "  return app:get('/x', print)\nend")),

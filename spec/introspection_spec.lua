@@ -34,6 +34,14 @@ describe("GET /korv/endpoints", function()
       { verb = "GET", resource = "/users/:name/*rest", doc = "Of a user\\xff", parameters = { "name", "rest" } } }, body)
   end)
 
+  it("lists the roles of an endpoint that asks for some", function()
+    local key = support.read(support.key "client" .. ".pub")
+    local at = small { authorized_client_keys = support.write("with_roles", 'environment="KORV_ROLES=ops" ' .. key) }
+    at:get("/a", { roles = { "ops", "broken\xff" } }, function() return 200 end)
+    local _, body = list(pair.listen(at))
+    assert.same({ { verb = "GET", resource = "/a", roles = { "ops", "broken\\xff" } }, OWN[1] }, { body[1], body[2] })
+  end)
+
   it("is answered through middleware, and under another codec", function()
     local at, seen = small { json = cjson }, nil
     at:use(function(request, next)

@@ -55,7 +55,7 @@ local MODULES = {
   init = { "core", "app", "every", "log", "task", "server", "client", "exec", "test", "version" },
   serve = { "core", "init", "log", "service", "supervisor", "worker" },
   keygen = { "core", "identity" },
-  command = { "core", "escape", "init", "keygen", "pretty", "serve" },
+  command = { "core", "escape", "help", "init", "keygen", "pretty", "serve" },
 }
 
 local function files(folder, pattern)

@@ -5,6 +5,7 @@
 local argparse = require "argparse"
 local core = require "korv.core"
 local escape = require "korv.escape"
+local help = require "korv.help"
 local keygen = require "korv.keygen"
 local korv = require "korv"
 local pretty = require "korv.pretty"
@@ -121,10 +122,19 @@ end
 
 local function is_terminal(fd) return uv.guess_handle(fd) == "tty" end
 
--- Anything but a success, on stderr; returns the exit status.
-local function show_failure(response)
+-- What may be behind a 404. It is said after the call only: the first korv's servers may know such verbs and resources.
+local function explain(options)
+  local oddities = {}
+  oddities[1] = help.odd_verb(options.verb)
+  oddities[#oddities + 1] = help.odd_resource(options.resource)
+  if #oddities > 0 then complain("%s", table.concat(oddities, "; ")) end
+end
+
+-- Anything but a success, on stderr; options: of what was asked. Returns the exit status.
+local function show_failure(response, options)
   local body = korv.json.encode(response.body)
   io.stderr:write(("%d %s\n"):format(response.code, is_terminal(2) and escape.json(body) or body))
+  if response.code == 404 then explain(options) end
   return response.code // 100
 end
 
@@ -183,7 +193,7 @@ local function add_call(parser)
   add_timeout(added, "30")
   added:epilog [[
 What is not a success goes to standard error as one line, `404 null`, and the exit status is the first digit of its code; 1 is a
-connection that failed.
+connection that failed. Behind a 404 another line tells of a resource that does not begin with / and of a verb that is none.
 
 Examples:
   korv call localhost GET /hello
@@ -192,9 +202,9 @@ Examples:
   korv call --raw api.example GET '/korv/metrics?format=prometheus']]
 end
 
-local function show(response, raw)
-  if not is_success(response) then return show_failure(response) end
-  if raw and type(response.body) == "string" then
+local function show(response, options)
+  if not is_success(response) then return show_failure(response, options) end
+  if options.raw and type(response.body) == "string" then
     io.stdout:write(response.body)
     return 0
   end
@@ -206,7 +216,7 @@ function command.call(options)
   return with_body(options, function(client, body)
     local response, message = client:call(options.verb, options.resource, body)
     if not response then return nil, message end
-    return show(response, options.raw)
+    return show(response, options)
   end)
 end
 
@@ -242,9 +252,9 @@ local function write_line(body)
 end
 
 -- The end of a stream: nil and a message where it broke off.
-local function show_end(items, problem)
+local function show_end(items, options, problem)
   if not items.code then return not problem and 0 or nil, problem end -- given up by us
-  if not is_success(items) then return show_failure(items) end
+  if not is_success(items) then return show_failure(items, options) end
   if items.body ~= korv.null then write_line(items.body) end
   return 0
 end
@@ -258,7 +268,7 @@ local function print_items(client, options, body)
     if not write_line(item) then items:cancel() end
     item, problem = next_item(items)
   end
-  return show_end(items, problem)
+  return show_end(items, options, problem)
 end
 
 function command.stream(options)
@@ -296,12 +306,22 @@ end
 -- A text of the server's, for a line on a terminal.
 local function plain(text) return type(text) == "string" and escape.line((text:gsub("[%c%s]+", " "))) or "" end
 
+-- nil where the endpoint asks for none.
+local function plain_roles(roles)
+  local list = {}
+  for i, role in ipairs(type(roles) == "table" and roles or {}) do list[i] = plain(role) end
+  return #list > 0 and ("[roles: %s]"):format(table.concat(list, ", ")) or nil
+end
+
 local function print_columns(endpoints)
   local widest = 0
   for _, endpoint in ipairs(endpoints) do widest = math.max(widest, utf8.len(plain(endpoint.resource))) end
   for _, endpoint in ipairs(endpoints) do
     local resource = plain(endpoint.resource)
-    local line = ("%-6s  %s%s  %s"):format(plain(endpoint.verb), resource, (" "):rep(widest - utf8.len(resource)), plain(endpoint.doc))
+    local padding = (" "):rep(widest - utf8.len(resource))
+    local words = { plain(endpoint.doc), plain_roles(endpoint.roles) }
+    if words[1] == "" then table.remove(words, 1) end
+    local line = ("%-6s  %s%s  %s"):format(plain(endpoint.verb), resource, padding, table.concat(words, "  "))
     io.stdout:write((line:gsub(" +$", "")), "\n")
   end
 end
@@ -312,7 +332,7 @@ local function show_description(response, options, resource)
       .. "(--prefix)", options.target, resource)
     return response.code // 100
   end
-  if options.json or not is_success(response) then return show(response) end
+  if options.json or not is_success(response) then return show(response, options) end
   if not is_list_of_endpoints(response.body) then
     complain("what %s answers to GET %s is no list of endpoints; korv describe --json shows it", options.target, resource)
     return FAILED

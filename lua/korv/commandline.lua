@@ -16,21 +16,16 @@ local commandline = {
 local MESSAGE_BYTES = 16 << 20 -- as the core has it where the server's options say nothing
 local PRETTY_BYTES = 1 << 16   -- longer bodies are printed as they are: nobody reads them, and all others would wait
 
-local VERBS = { GET = true, STORE = true, UPDATE = true, DELETE = true }
 local READS = { STORE = true, UPDATE = true } -- their input, where they have no body
-local FOREIGN = { POST = "STORE", PUT = "UPDATE", PATCH = "UPDATE", HEAD = "GET" }
 local HELP = { help = true, ["--help"] = true, ["-h"] = true }
 
 -- What was typed --------------------------------------------------------------------------------------------------------------------
 
-local function relative(words, resource)
-  return ("a resource begins with '/', and %s does not: %s /hello"):format(help.quoted(resource), words)
-end
-
+-- nil: it is a verb.
 local function unknown(word)
   if word == "" then return "nothing was asked for" end
-  local instead = FOREIGN[word:upper()]
-  if instead then return ("the verbs are GET, STORE, UPDATE and DELETE; in place of %s try %s"):format(word:upper(), instead) end
+  local problem, instead = help.odd_verb(word:upper())
+  if not problem or instead then return problem end
   return ("there is no command %s here"):format(help.quoted(word))
 end
 
@@ -43,7 +38,8 @@ end
 
 local function parse_help(rest)
   local prefix = rest:match "^%S*"
-  if prefix ~= "" and prefix:sub(1, 1) ~= "/" then return nil, relative("help", prefix) end
+  local problem = prefix ~= "" and help.odd_resource(prefix)
+  if problem then return nil, problem end
   return { prefix = prefix }
 end
 
@@ -52,11 +48,12 @@ end
 local function parse(command)
   local word, rest = (command:match "^.*%S" or ""):match "^%s*(%S*)%s*(.*)$"
   if HELP[word:lower()] then return parse_help(rest) end
-  local verb = word:upper()
-  if not VERBS[verb] then return nil, unknown(word) end
+  local verb, problem = word:upper(), unknown(word)
+  if problem then return nil, problem end
   local resource, behind = rest:match "^(%S+)%s*(.*)$"
   if not resource then return nil, ("%s needs a resource: %s /hello"):format(verb, verb) end
-  if resource:sub(1, 1) ~= "/" then return nil, relative(verb, resource) end
+  problem = help.odd_resource(resource)
+  if problem then return nil, problem end
   return { verb = verb, resource = resource, body = body_of(behind) }
 end
 

@@ -82,9 +82,10 @@ end
 
 -- Answers -------------------------------------------------------------------------------------------------------------------------------
 
+-- 999.95 would be rounded to 1000.0 of them.
 local function duration(nanoseconds)
   local ms = nanoseconds / 1e6
-  return ms < 1000 and ("%.1f ms"):format(ms) or ("%.1f s"):format(ms / 1000)
+  return ms < 999.95 and ("%.1f ms"):format(ms) or ("%.2f s"):format(ms / 1000)
 end
 
 local function shown(self, body, one_line)

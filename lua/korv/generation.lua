@@ -80,11 +80,14 @@ local function names_file(self, text)
   end
 end
 
+local SHAPE = "a script returns a function that takes the app and registers its endpoints: return function(app) … end"
+
 -- One line that names a file of the generation, once. A script's last call stands in the script's place, and its error in ours.
 local function placed(self, problem)
   local text = text_of(problem)
   if text:sub(1, #HERE) == HERE then text = text:gsub("^.-:%d+: ", "", 1) end
   text = with_whole_path(self, text)
+  if self.running and text:find("a nil value (global 'app')", 1, true) then text = text .. ": " .. SHAPE end
   if self.script and not names_file(self, text) then text = self.script .. ": " .. text end
   return text
 end
@@ -94,7 +97,7 @@ end
 local function register(self, path, result)
   self.script = path
   if type(result) ~= "function" then
-    error(path .. ": a script returns a function that registers its endpoints: return function(app) … end", 0)
+    error(("%s: %s"):format(path, SHAPE), 0)
   end
   self.app.common_roles = nil -- they are each script's own
   result(self.app)
@@ -104,10 +107,12 @@ end
 -- Which files of a folder are modules of its scripts is known when all have run.
 local function load_scripts(self, scripts)
   local results = {}
+  self.running = true -- none has been given the app yet
   for i, path in ipairs(scripts) do
     self.script = path
     results[i] = self.modules:run(path)
   end
+  self.running = false
   for i, path in ipairs(scripts) do
     local is_module = scripts[path] and self.modules:is_required(path)
     if not is_module then register(self, path, results[i]) end

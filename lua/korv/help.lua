@@ -10,16 +10,25 @@ local help = {}
 local WORD_BYTES = 60      -- of what a person typed, that is repeated
 local RESOURCE_COLUMNS = 40 -- a longer resource pushes its doc aside
 
+local function broken_roles(roles)
+  local list = {}
+  for i, role in ipairs(roles) do list[i] = escape.broken(role) end
+  return list
+end
+
 local function described(entry)
-  local doc = entry.options and entry.options.doc
-  return { verb = entry.verb, resource = escape.broken(entry.resource), doc = doc and escape.broken(doc), parameters = entry.parameters }
+  local doc, roles = entry.options and entry.options.doc, entry.options and entry.options.roles
+  return {
+    verb = entry.verb, resource = escape.broken(entry.resource), doc = doc and escape.broken(doc), parameters = entry.parameters,
+    roles = roles and broken_roles(roles),
+  }
 end
 
 --- The endpoints that a peer may call.
 -- @tparam table server
 -- @tparam table peer
--- @treturn table a list of `{ verb, resource, doc, parameters }`, sorted by resource, then verb; doc and parameters, a list of names, may
--- be nil
+-- @treturn table a list of `{ verb, resource, doc, parameters, roles }`, sorted by resource, then verb; doc, parameters (a list of names)
+-- and roles (a list of those of which a caller needs one) may be nil
 function help.endpoints(server, peer)
   local list = {}
   for _, entry in ipairs(server.generation.app.routes:entries()) do
@@ -114,6 +123,28 @@ end
 function help.quoted(text)
   local shown = #text > WORD_BYTES and text:sub(1, WORD_BYTES) .. "…" or text
   return "'" .. escape.line(shown) .. "'"
+end
+
+local VERBS = { GET = true, STORE = true, UPDATE = true, DELETE = true }
+local FOREIGN = { POST = "STORE", PUT = "UPDATE", PATCH = "UPDATE", HEAD = "GET" }
+
+--- What to write in place of a verb that there is not.
+-- @tparam string verb in upper case
+-- @treturn ?string nil: it is one
+-- @treturn ?string a verb that is near, where there is any
+function help.odd_verb(verb)
+  if VERBS[verb] then return nil end
+  local instead = FOREIGN[verb]
+  local mend = instead and ("; did you mean %s?"):format(instead) or ""
+  return ("%s is no verb: GET, STORE, UPDATE or DELETE%s"):format(help.quoted(verb), mend), instead
+end
+
+--- What to write in place of a resource that is none.
+-- @tparam string resource
+-- @treturn ?string nil: it may be one
+function help.odd_resource(resource)
+  if resource:sub(1, 1) == "/" then return nil end
+  return ("%s does not begin with '/': did you mean %s?"):format(help.quoted(resource), help.quoted("/" .. resource))
 end
 
 --- What is printed where a command was not understood.

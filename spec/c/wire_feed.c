@@ -73,6 +73,32 @@ void drain(wire_reader *r, wire_buf *in, wire_buf *transcript) {
   for (int result; (result = wire_reader_next(r, in, &m)) != WIRE_MORE;) note_result(transcript, result, &m);
 }
 
+static void note_peeked(wire_reader *r, wire_buf *in, wire_buf *transcript) {
+  wire_message m;
+  int result = wire_reader_peek(r, in, &m);
+  if (result != WIRE_MORE) note_result(transcript, result, &m);
+}
+
+/* As drain; each message is peeked at before it is taken, and a second time if the dice say so. */
+static void drain_peeking(wire_reader *r, wire_buf *in, wire_buf *transcript, dice *d) {
+  for (;;) {
+    wire_message m;
+    wire_buf peeked = {0}, again = {0}, taken = {0};
+    note_peeked(r, in, &peeked);
+    bool twice = dice_below(d, 2) == 0;
+    if (twice) note_peeked(r, in, &again);
+    int result = wire_reader_next(r, in, &m);
+    if (result != WIRE_MORE) note_result(&taken, result, &m);
+    insist(taken.len == peeked.len && (taken.len == 0 || memcmp(taken.base, peeked.base, taken.len) == 0), "the peek was wrong");
+    insist(!twice || (again.len == peeked.len && (again.len == 0 || memcmp(again.base, peeked.base, again.len) == 0)), "peeks differ");
+    if (taken.len > 0) append(transcript, taken.base, taken.len);
+    wire_buf_free(&peeked);
+    wire_buf_free(&again);
+    wire_buf_free(&taken);
+    if (result == WIRE_MORE) return;
+  }
+}
+
 static size_t next_cut(uint64_t cuts, dice *d, size_t left) {
   if (cuts == WHOLE) return left;
   if (cuts == BYTE_BY_BYTE) return 1;
@@ -80,7 +106,7 @@ static size_t next_cut(uint64_t cuts, dice *d, size_t left) {
   return 1 + dice_below(d, most < left ? most : left);
 }
 
-wire_buf feed(wire_codec *z, const wire_limits *limits, const char *bytes, size_t n, uint64_t cuts) {
+static wire_buf feed_once(wire_codec *z, const wire_limits *limits, const char *bytes, size_t n, uint64_t cuts, bool peeking) {
   wire_buf transcript = {0}, in = {0};
   wire_message m;
   dice d = cuts * 0x9e3779b97f4a7c15u | 1;
@@ -89,7 +115,10 @@ wire_buf feed(wire_codec *z, const wire_limits *limits, const char *bytes, size_
   for (size_t cut; n > 0; bytes += cut, n -= cut) {
     cut = next_cut(cuts, &d, n);
     append_exactly(&in, bytes, cut);
-    drain(r, &in, &transcript);
+    if (peeking)
+      drain_peeking(r, &in, &transcript, &d);
+    else
+      drain(r, &in, &transcript);
   }
   int result = wire_reader_end(r, &in, &m);
   if (result != WIRE_MORE) note_result(&transcript, result, &m);
@@ -100,6 +129,15 @@ wire_buf feed(wire_codec *z, const wire_limits *limits, const char *bytes, size_
   wire_reader_free(r);
   wire_buf_free(&in);
   return transcript;
+}
+
+wire_buf feed(wire_codec *z, const wire_limits *limits, const char *bytes, size_t n, uint64_t cuts) {
+  wire_buf plain = feed_once(z, limits, bytes, n, cuts, false), peeking = feed_once(z, limits, bytes, n, cuts, true);
+  bool same = plain.len == peeking.len && memcmp(plain.base, peeking.base, plain.len) == 0;
+  if (!same) fprintf(stderr, "plain:\n%s\npeeking:\n%s\n", plain.base, peeking.base);
+  insist(same, "peeking made a difference");
+  wire_buf_free(&peeking);
+  return plain;
 }
 
 wire_buf feed_every_way(wire_codec *z, const wire_limits *limits, const char *bytes, size_t n, uint64_t seed) {

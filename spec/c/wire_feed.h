@@ -14,7 +14,8 @@ size_t dice_below(dice *d, size_t n); /* 0 … n - 1 */
 
 enum { WHOLE = 0, BYTE_BY_BYTE = 1 }; /* any larger value is a seed for random cuts */
 
-/* Feeds the bytes to a reader of its own and returns the transcript, to be freed by the caller with wire_buf_free. Ends with a zero that
+/* Feeds the bytes to a reader of its own, and to another that peeks at each message; insists that it comes to the same, and returns the
+ * transcript, to be freed by the caller with wire_buf_free. Ends with a zero that
  * is not counted. */
 wire_buf feed(wire_codec *z, const wire_limits *limits, const char *bytes, size_t n, uint64_t cuts);
 

@@ -247,6 +247,36 @@ static void a_member_comes_in_ten_packets(void **state) {
   wire_buf_free(&member);
 }
 
+/* What a peek has found costs no input, and is found again where all input has gone. */
+static void a_peek_takes_nothing(void **state) {
+  (void)state;
+  wire_reader *r = wire_reader_new(codec, &WIDE);
+  wire_buf in = {0};
+  wire_message m;
+  put_text(&in, "one\n");
+  put_plain_member(&in, "two");
+  for (int i = 0; i < 3; i++) {
+    size_t left = in.len;
+    assert_int_equal(wire_reader_peek(r, &in, &m), WIRE_MESSAGE);
+    assert_memory_equal(m.text, "one", 3);
+    assert_int_equal(in.len, left);
+  }
+  assert_int_equal(wire_reader_next(r, &in, &m), WIRE_MESSAGE);
+  assert_memory_equal(m.text, "one", 3);
+  for (int i = 0; i < 3; i++) {
+    assert_int_equal(wire_reader_peek(r, &in, &m), WIRE_MESSAGE);
+    assert_memory_equal(m.text, "two", 3);
+    assert_int_equal(in.len, 0); /* held by the reader, unpacked */
+  }
+  put_text(&in, "three\n");
+  assert_int_equal(wire_reader_next(r, &in, &m), WIRE_MESSAGE);
+  assert_memory_equal(m.text, "two", 3);
+  assert_int_equal(wire_reader_next(r, &in, &m), WIRE_MESSAGE);
+  assert_memory_equal(m.text, "three", 5);
+  wire_reader_free(r);
+  wire_buf_free(&in);
+}
+
 /* ---- bad members -------------------------------------------------------------------------------------------------------------- */
 
 /* A member of "one" with byte `at` (from its end, where negative) changed by xor, then one of "two". */
@@ -413,6 +443,7 @@ int main(void) {
       cmocka_unit_test(members_and_lines_mix),
       cmocka_unit_test(empty_members_come_one_at_a_call),
       cmocka_unit_test(a_member_comes_in_ten_packets),
+      cmocka_unit_test(a_peek_takes_nothing),
       cmocka_unit_test(a_bad_checksum_costs_one_message),
       cmocka_unit_test(a_bad_header_breaks_the_stream),
       cmocka_unit_test(a_bad_deflate_stream_breaks_the_stream),

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """The first korv (Python, 0.2.1) as it behaves on the wire, its flaws included: what ours has to get on with.
 
-`server` answers GET /hello and any verb on /echo and refuses the session channel; `client` makes the calls that it reads from stdin,
-one JSON object a line, and prints each response. Written from the protocol's description, part 1. The flaws, on purpose: each SSH data
+`server` answers GET /hello, POST hello and any verb on /echo and refuses the session channel; `client` makes the calls that it
+reads from stdin, one JSON object a line, and prints each response. Written from the protocol's description, part 1. The flaws, on purpose: each SSH data
 packet is taken for exactly one message; a STORE or UPDATE gets a spurious 400 beside its answer; the server runs on with a request
 that it has just refused, and breaks off the connection where that fails.
 """
@@ -38,7 +38,7 @@ def fail(_request):
     raise RuntimeError("boom")
 
 
-ENDPOINTS = {("GET", "/hello"): hello, ("GET", "/fail"): fail, **{(verb, "/echo"): echo for verb in VERBS}}
+ENDPOINTS = {("GET", "/hello"): hello, ("POST", "hello"): hello, ("GET", "/fail"): fail, **{(verb, "/echo"): echo for verb in VERBS}}
 
 
 class ServerChannel(asyncssh.SSHTCPSession):

@@ -316,9 +316,11 @@ static fault find_fault(const host_json_field *f, double timeout) {
   return (fault){0, NULL, NULL};
 }
 
+static bool is_cancel(const host_json_field *f) { return f[CANCEL].raw.at && !f[VERB].raw.at; }
+
 /* The message is a table on top of L (popped) whose fields are f. */
 static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire_encoding encoding) {
-  if (f[CANCEL].raw.at && !f[VERB].raw.at) {
+  if (is_cancel(f)) {
     lua_pop(L, 1);
     cancel_by_id(c, &f[CANCEL].raw);
     return;
@@ -348,17 +350,22 @@ static bool is_object(const wire_message *m) {
   return i < m->len && m->text[i] == '{';
 }
 
+/* The message's value is left on top of L, where it is JSON. */
+static bool decode(channel *c, const wire_message *m, host_json_field fields[FIELDS], host_json_error *err) {
+#define NAMED(text) {.name = (text), .name_len = sizeof(text) - 1}
+  static const host_json_field named[FIELDS] = {
+      [ID] = NAMED("id"), [VERB] = NAMED("verb"), [RESOURCE] = NAMED("resource"), [BODY] = NAMED("body"), [TIMEOUT] = NAMED("timeout"),
+      [STREAM] = NAMED("stream"), [CANCEL] = NAMED("cancel"), [PARAMS] = NAMED("params"), [QUERY] = NAMED("query"), [SEND] = NAMED("send"),
+  };
+  memcpy(fields, named, sizeof named);
+  return host_json_decode(c->server->hub->L, m->text, m->len, &c->server->json, fields, FIELDS, err) == 0;
+}
+
 void request_read(channel *c, const wire_message *m) {
   lua_State *L = c->server->hub->L;
   host_json_error err;
-  host_json_field fields[FIELDS] = {
-      [ID] = {.name = "id", .name_len = 2},           [VERB] = {.name = "verb", .name_len = 4},
-      [RESOURCE] = {.name = "resource", .name_len = 8}, [BODY] = {.name = "body", .name_len = 4},
-      [TIMEOUT] = {.name = "timeout", .name_len = 7}, [STREAM] = {.name = "stream", .name_len = 6},
-      [CANCEL] = {.name = "cancel", .name_len = 6},   [PARAMS] = {.name = "params", .name_len = 6},
-      [QUERY] = {.name = "query", .name_len = 5},     [SEND] = {.name = "send", .name_len = 4},
-  };
-  if (host_json_decode(L, m->text, m->len, &c->server->json, fields, FIELDS, &err) < 0) {
+  host_json_field fields[FIELDS];
+  if (!decode(c, m, fields, &err)) {
     request_refuse(c, m->encoding, 400, unable, err.text);
   } else if (is_object(m)) {
     read_fields(c, L, fields, m->encoding);
@@ -366,6 +373,18 @@ void request_read(channel *c, const wire_message *m) {
     lua_pop(L, 1);
     request_refuse(c, m->encoding, 400, unable, "a message is a JSON object");
   }
+}
+
+/* Most messages lack the word, and need not be decoded for this; it may be spelled with escapes. */
+bool request_cancel(channel *c, const wire_message *m) {
+  host_json_error err;
+  host_json_field fields[FIELDS];
+  bool may_be_one = memmem(m->text, m->len, "cancel", 6) || memchr(m->text, '\\', m->len);
+  if (!may_be_one || !decode(c, m, fields, &err)) return false;
+  lua_pop(c->server->hub->L, 1);
+  if (!is_cancel(fields)) return false;
+  cancel_by_id(c, &fields[CANCEL].raw);
+  return true;
 }
 
 /* ---- what an endpoint may call --------------------------------------------------------------------------------------------------------------- */

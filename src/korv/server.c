@@ -203,7 +203,7 @@ void channel_less_busy(channel *c) {
   if (c->paused && !channel_is_full(c)) {
     c->paused = false;
     net_channel_pause(c->net, false);
-    c->reading = net_channel_in(c->net)->len > 0; /* what the library kept is there now */
+    c->reading = true; /* it is read again in any case: something may have been kept for it */
   }
   channel_finish_if_done(c);
 }
@@ -226,6 +226,7 @@ static bool read_one(channel *c, size_t *bytes) {
   wire_message m;
   wire_buf *in = net_channel_in(c->net);
   int rc = wire_reader_next(c->reader, in, &m);
+  c->looked_ahead = false;
   if (rc == WIRE_MORE && net_channel_ended(c->net)) {
     rc = wire_reader_end(c->reader, in, &m);
     c->ended = true;
@@ -239,6 +240,24 @@ static bool read_one(channel *c, size_t *bytes) {
   if (rc < 0) refuse(c, rc, m.encoding);
   if (wire_reader_broken(c->reader)) c->ended = true;
   return rc != WIRE_MORE && !c->ended;
+}
+
+/* A channel that is full takes nothing but a cancel, which may end what fills it. Whatever else is next stays where it is, be it what is
+ * wrong with a message or the end, and the channel waits with it. False: no cancel is at hand. */
+static bool cancel_one(channel *c, size_t *bytes) {
+  wire_message m;
+  wire_buf *in = net_channel_in(c->net);
+  int rc = wire_reader_peek(c->reader, in, &m);
+  if (rc == WIRE_MESSAGE && !c->looked_ahead && request_cancel(c, &m)) {
+    *bytes += m.len;
+    wire_reader_next(c->reader, in, &m);
+    return true;
+  }
+  c->looked_ahead = rc == WIRE_MESSAGE; /* it is not decoded again */
+  c->paused = rc != WIRE_MORE || net_channel_ended(c->net) || wire_reader_broken(c->reader);
+  c->reading = c->paused;
+  net_channel_pause(c->net, c->paused);
+  return false;
 }
 
 static bool on_channel_readable(void *owner, net_channel *nc) {
@@ -256,9 +275,8 @@ static bool on_channel_readable(void *owner, net_channel *nc) {
   c->reading = true;
   for (int n = 0; n < TURN_MESSAGES && bytes < c->server->turn_bytes; n++) {
     if (channel_is_full(c)) {
-      c->paused = true;
-      net_channel_pause(nc, true);
-      return false;
+      if (!cancel_one(c, &bytes)) return false;
+      continue;
     }
     if (!read_one(c, &bytes)) {
       c->reading = false;

@@ -91,6 +91,7 @@ struct channel {
   wire_buf senders; /* of `sender`: tasks that wait for output to drain */
   bool held;          /* a caller in this process has enough for now */
   bool paused, ended; /* ended: no more requests will come */
+  bool looked_ahead;  /* the next message is at hand, and no cancel */
   bool reading;       /* whole messages may be at hand */
   bool large;         /* it has carried large messages */
 };
@@ -158,6 +159,7 @@ void access_answered(request *r, int code, uint64_t ns);
 /* ---- request.c: a message that asks for something -------------------------------------------------------------------------------------------- */
 
 void request_read(channel *c, const wire_message *m); /* answers it, now or when its endpoint has */
+bool request_cancel(channel *c, const wire_message *m); /* false, and nothing is done: it is something else than a cancel */
 void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail); /* with request_id 0 */
 void request_orphan(channel *c); /* the channel has gone: what runs for it is cancelled */
 void request_cancel_all(server *s, int code); /* which their clients are answered */

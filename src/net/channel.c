@@ -142,7 +142,8 @@ static bool hold_back(net_channel *c, bool more) {
 }
 
 static bool read_in(net_channel *c) {
-  if ((c->in.len == 0 && !c->ended) || c->paused || c->finishing) return false;
+  if ((c->in.len == 0 && !c->ended && !c->resumed) || c->paused || c->finishing) return false;
+  c->resumed = false;
   return c->session->events->channel_readable(c->session->owner, c);
 }
 
@@ -189,6 +190,7 @@ void net_channel_pause(net_channel *c, bool on) {
   if (c->paused == on) return;
   c->paused = on;
   if (on) return;
+  c->resumed = true;
   fetch(c);
   if (!net_session_healthy(c->session)) return;
   net_session_changed(c->session);

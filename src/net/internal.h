@@ -137,6 +137,7 @@ struct net_channel {
   unsigned exit_status;
   bool no_color, nudged, interrupted;
   bool behind; /* whole messages wait to be read: what comes meanwhile stays with libssh */
+  bool resumed; /* its reader may have kept something while it was paused: it is to be asked, though nothing has come */
   bool opening, has_way, told_open, again, paused, ended, remote_closed, finishing, aborted, status_sent, eof_sent, close_sent, over_mark;
 };
 

@@ -46,7 +46,7 @@ typedef struct net_events {
   void (*session_open)(void *owner, net_session *s);                          /* logged in */
   void (*session_closed)(void *owner, net_session *s, const net_error *why);  /* the last word on it, also where it never opened */
   void (*channel_open)(void *owner, net_channel *c);                          /* its way in is known */
-  bool (*channel_readable)(void *owner, net_channel *c);                      /* bytes or the end; true: more to do, call again */
+  bool (*channel_readable)(void *owner, net_channel *c);                      /* bytes, the end, or a pause is over; true: more to do, call again */
   void (*channel_drained)(void *owner, net_channel *c);                       /* output that was over the mark has gone */
   void (*channel_nudged)(void *owner, net_channel *c);                        /* its terminal has another size, or an interrupt came */
   void (*channel_closed)(void *owner, net_channel *c);                        /* the last word on it */

@@ -37,6 +37,9 @@ void wire_member_free_idle(wire_codec *z);
 /* Consumes what `in` holds of the member. Anything but WIRE_MORE ends the member: WIRE_MESSAGE or a wire_error. */
 int wire_member_feed(wire_member *member, wire_buf *in);
 
+bool wire_member_ended(const wire_member *member); /* well or not */
+wire_message wire_member_message(const wire_member *member); /* of one that ended well; valid while the member is lent */
+
 /* Moves the text of a member that ended well to the codec's scratch, where it outlives the loan. */
 void wire_member_deliver(wire_codec *z, wire_member *member, wire_message *m);
 

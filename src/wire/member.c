@@ -256,6 +256,12 @@ void wire_member_free_idle(wire_codec *z) {
   z->idle_count = 0;
 }
 
+bool wire_member_ended(const wire_member *member) { return member->result != WIRE_MORE; }
+
+wire_message wire_member_message(const wire_member *member) {
+  return (wire_message){wire_buf_at(&member->text), member->text.len, WIRE_GZIP};
+}
+
 void wire_member_deliver(wire_codec *z, wire_member *member, wire_message *m) {
   wire_buf text = member->text;
   member->text = z->scratch;

@@ -18,7 +18,7 @@ struct wire_reader {
   wire_codec *codec;
   wire_limits limits;
   wire_member *member; /* MEMBER: on loan from the codec */
-  size_t scanned;      /* BOUNDARY: bytes at the front of the input that hold no newline */
+  size_t scanned;      /* BOUNDARY: bytes at the front of the input that hold no newline; there may be one behind them */
   size_t skip_left;    /* SKIPPING: bytes that may still come before the newline */
   enum state state;
 };
@@ -88,21 +88,39 @@ static int skip_line(wire_reader *r, wire_buf *in) {
   return WIRE_MORE;
 }
 
-static int read_line(wire_reader *r, wire_buf *in, wire_message *m) {
+/* The line at the front of the input, which stays there. */
+static int find_line(wire_reader *r, const wire_buf *in, wire_message *m) {
   const char *at = wire_buf_at(in);
   const char *newline = memchr(at + r->scanned, '\n', in->len - r->scanned);
   size_t end = newline ? (size_t)(newline - at) : in->len;
   size_t len = end > 0 && at[end - 1] == '\r' ? end - 1 : end;
-  if (len > r->limits.message_bytes) return refuse_line(r, in, m);
-  r->scanned = newline ? 0 : in->len;
-  if (!newline) return WIRE_MORE;
-  wire_buf_consume(in, end + 1);
-  if (is_blank(at, len)) return AGAIN;
+  r->scanned = end;
   *m = (wire_message){at, len, WIRE_LINE};
-  return WIRE_MESSAGE;
+  if (len > r->limits.message_bytes) return WIRE_TOO_LARGE;
+  return newline ? WIRE_MESSAGE : WIRE_MORE;
+}
+
+static int read_line(wire_reader *r, wire_buf *in, wire_message *m) {
+  int result = find_line(r, in, m);
+  if (result == WIRE_TOO_LARGE) return refuse_line(r, in, m);
+  if (result == WIRE_MORE) return WIRE_MORE;
+  wire_buf_consume(in, r->scanned + 1);
+  r->scanned = 0;
+  return is_blank(m->text, m->len) ? AGAIN : WIRE_MESSAGE;
+}
+
+static int peek_line(wire_reader *r, wire_buf *in, wire_message *m) {
+  int result = find_line(r, in, m);
+  return result == WIRE_MESSAGE && is_blank(m->text, m->len) ? read_line(r, in, m) : result;
 }
 
 /* ---- members ------------------------------------------------------------------------------------------------------------------ */
+
+static bool enter_member(wire_reader *r) {
+  r->member = wire_member_take(r->codec, &r->limits);
+  if (r->member) r->state = MEMBER;
+  return r->member;
+}
 
 static int go_on_with_member(wire_reader *r, wire_buf *in, wire_message *m) {
   int result = wire_member_feed(r->member, in);
@@ -119,13 +137,20 @@ static int read_member(wire_reader *r, wire_buf *in, wire_message *m) {
   int result = wire_member_whole(r->codec, &r->limits, in, m);
   if (result == WIRE_MESSAGE) return result;
   m->encoding = WIRE_GZIP;
-  if (result == WIRE_MORE) r->member = wire_member_take(r->codec, &r->limits);
-  if (!r->member) {
+  if (result == WIRE_NOMEM || !enter_member(r)) {
     drop_all(r, in);
     return WIRE_NOMEM;
   }
-  r->state = MEMBER;
   return go_on_with_member(r, in, m);
+}
+
+/* What is read of it is the member's to keep. */
+static int peek_member(wire_reader *r, wire_buf *in, wire_message *m) {
+  m->encoding = WIRE_GZIP;
+  if (r->state != MEMBER && !enter_member(r)) return WIRE_NOMEM;
+  int result = wire_member_feed(r->member, in);
+  if (result == WIRE_MESSAGE) *m = wire_member_message(r->member);
+  return result;
 }
 
 /* ---- either ------------------------------------------------------------------------------------------------------------------- */
@@ -144,9 +169,23 @@ static int step(wire_reader *r, wire_buf *in, wire_message *m) {
   return drop_all(r, in);
 }
 
+/* Whether anything may come of what is at hand: input, or a member that was peeked at to its end. */
+static bool has_some(const wire_reader *r, const wire_buf *in) { return in->len > 0 || (r->member && wire_member_ended(r->member)); }
+
 int wire_reader_next(wire_reader *r, wire_buf *in, wire_message *m) {
   int result = AGAIN;
-  while (result == AGAIN) result = in->len > 0 ? step(r, in, m) : WIRE_MORE;
+  while (result == AGAIN) result = has_some(r, in) ? step(r, in, m) : WIRE_MORE;
+  return result;
+}
+
+static int peek_step(wire_reader *r, wire_buf *in, wire_message *m) {
+  if (r->state == MEMBER || (r->state == BOUNDARY && at_member(in))) return peek_member(r, in, m);
+  return r->state == BOUNDARY ? peek_line(r, in, m) : step(r, in, m); /* where a line is skipped there is nothing to take */
+}
+
+int wire_reader_peek(wire_reader *r, wire_buf *in, wire_message *m) {
+  int result = AGAIN;
+  while (result == AGAIN) result = has_some(r, in) ? peek_step(r, in, m) : WIRE_MORE;
   return result;
 }
 

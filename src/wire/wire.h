@@ -83,6 +83,10 @@ enum { WIRE_MORE = 0, WIRE_MESSAGE = 1 };
  * share its time out by counting calls and bytes. */
 int wire_reader_next(wire_reader *r, wire_buf *in, wire_message *m);
 
+/* The same, and the message or error stays the next one; what is found again costs nothing. A WIRE_MORE is what wire_reader_next would
+ * give. For who may not want the message yet: a member is read in a way that can be held, which is slower. */
+int wire_reader_peek(wire_reader *r, wire_buf *in, wire_message *m);
+
 /* The peer sends no more, and wire_reader_next has found all there was: WIRE_TRUNCATED (with m->encoding) where a message was begun
  * and not ended, else WIRE_MORE. A last line without its newline counts as truncated, unless it is white space. */
 int wire_reader_end(wire_reader *r, wire_buf *in, wire_message *m);
