@@ -163,7 +163,7 @@ local WORK = [[
 return function(app)
   app:get("/work", function()
     local n = 1
-    for i = 1, 30000 do n = (n * 31 + i) % 1000003 end
+    for i = 1, 100000 do n = (n * 31 + i) % 1000003 end
     return 200, { msg = "Hello World!", n = n }
   end)
 end
@@ -174,7 +174,7 @@ row("workers", "two workers, an endpoint that computes", function()
   local servers = { peers.korv("one", script), peers.korv("two", script, "--workers", "2") }
   for _, server in ipairs(servers) do server.cpu = table.concat({ generators.cpus() }, ",") end
   local results = in_turn(servers, function(server)
-    return load(server, { encoding = "line", connections = 64, requests = 3000, resource = "/work" })
+    return load(server, { encoding = "line", connections = 16, requests = 2500, resource = "/work" })
   end)
   return { { what = "requests per second", against = "one", own = values(results.two, "answers_per_s"),
     other = values(results.one, "answers_per_s"), goal = { ">=", 1.8 }, shown = "%.0f" } }

@@ -558,14 +558,14 @@ def case_unsigned(port, path, step):
 def case_flip(port, path, cipher, where, number, at, bit):
     """Turns one bit of one packet, and then sends whatever may be needed to have it looked at. `where`: handshake, log-in, or channel; `at`:
     how far into the packet, of 1. What means nothing is left alone: the filler of a packet in clear, KEXINIT's last, reserved word, which
-    libssh takes for zero whatever it is, and how much of NEWKEYS is filler: libssh looks at nothing behind its number."""
+    libssh takes for zero whatever it is, and how much of the others is filler: libssh reads what it needs and looks at nothing behind."""
     connection, key = Connection(port, cipher), ed25519_key(path)
     left = int(number)
 
     def turn(packet):
         end = len(packet) if connection.sealing else len(packet) - packet[4] - (4 if packet[5] == KEXINIT else 0)
         place = min(int(end * float(at)), end - 1)
-        if not connection.sealing and place == 4 and packet[5] == NEWKEYS:
+        if not connection.sealing and place == 4 and packet[5] != KEXINIT:
             place = 5
         return packet[:place] + bytes([packet[place] ^ (1 << int(bit))]) + packet[place + 1:]
 
