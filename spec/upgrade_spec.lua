@@ -155,7 +155,7 @@ for _, workers in ipairs { 1, 2 } do
       for _ = 1, 3 do server:ask "/pid" end
       assert.equal(1, select(2, server.stderr:gsub("started the next server", "")))
       server:gone(server.pid)
-      assert.is_true(serving.is_running(pid))
+      assert.is_true(support.is_running(pid))
     end)
 
     it("is told to nobody but the next server", function()
@@ -180,7 +180,7 @@ for _, workers in ipairs { 1, 2 } do
       server:gone(server.pid)
       serving.await(server, "an answer", function() return outcome end)
       assert.equal(200, outcome.code)
-      assert.is_true(serving.is_running(pid))
+      assert.is_true(support.is_running(pid))
       server:ask "/pid"
     end)
 
@@ -278,16 +278,16 @@ describe("a worker that stands still", function()
         sockets[i] = uv.new_tcp()
         sockets[i]:connect("127.0.0.1", server.port, function() end)
       end
-      serving.await(server, "the other worker has most", function() return serving.descriptors(pids[2]) > count / 4 end)
+      serving.await(server, "the other worker has most", function() return support.descriptors(pids[2]) > count / 4 end)
       for _, socket in ipairs(sockets) do socket:close() end
-      serving.await(server, "they are gone", function() return serving.descriptors(pids[2]) < 40 end)
+      serving.await(server, "they are gone", function() return support.descriptors(pids[2]) < 40 end)
     end
     hand_over()
     serving.signal(pids[1], "sigstop")
     for _ = 1, 6 do hand_over() end
-    local descriptors, bytes = serving.descriptors(server.pid), server:rss_bytes()
+    local descriptors, bytes = support.descriptors(server.pid), server:rss_bytes()
     for _ = 1, 6 do hand_over() end
-    assert.is_true(serving.descriptors(server.pid) <= descriptors + 4, serving.descriptors(server.pid))
+    assert.is_true(support.descriptors(server.pid) <= descriptors + 4, support.descriptors(server.pid))
     if waiting.is_measured then assert.is_true(server:rss_bytes() - bytes < waiting.MEBIBYTE, server:rss_bytes() - bytes) end
     assert.equal(pids[2], server:ask "/pid")
     serving.signal(pids[1], "sigcont")
