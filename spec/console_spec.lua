@@ -19,10 +19,7 @@ local function quoted(argv)
 end
 
 local function ssh(at, ...)
-  local argv = { "ssh", "-F", "none", "-p", tostring(at.port), "-i", support.key "client", "-o", "IdentitiesOnly=yes", "-o",
-    "UserKnownHostsFile=" .. support.known_hosts(at, "known_" .. at.port), "-o", "GlobalKnownHostsFile=/dev/null", "-e", "none", ... }
-  argv[#argv + 1] = "127.0.0.1"
-  return argv
+  return support.ssh(at, { "-e", "none", ... }, "127.0.0.1")
 end
 
 -- tmux ----------------------------------------------------------------------------------------------------------------------------------

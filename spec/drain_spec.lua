@@ -41,12 +41,7 @@ local function settled(outcomes, count)
   end
 end
 
-local function ssh(server, ...)
-  local known_hosts = support.path("known_" .. server.port)
-  if not uv.fs_stat(known_hosts) then support.known_hosts(server, "known_" .. server.port) end
-  return support.start({ "ssh", "-F", "none", "-p", tostring(server.port), "-i", support.key "client", "-o", "BatchMode=yes",
-    "-o", "IdentitiesOnly=yes", "-o", "UserKnownHostsFile=" .. known_hosts, ... }, { stdin = true })
-end
+local function ssh(server, ...) return support.start(support.ssh(server, {}, ...), { stdin = true }) end
 
 -- The load ---------------------------------------------------------------------------------------------------------------------------
 

@@ -53,15 +53,8 @@ end
 
 local function new(options) return pair.listen(add_endpoints(pair.new_server(options))) end
 
--- OpenSSH, kept from everything of this machine's: options, then the command's words.
-local function ssh(at, options, ...)
-  local argv = { "ssh", "-F", "none", "-i", support.key "client", "-p", tostring(at.port), "-o", "IdentitiesOnly=yes",
-    "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(at, "known_" .. at.port),
-    "-o", "GlobalKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR" }
-  table.move(options, 1, #options, #argv + 1, argv)
-  table.move({ "127.0.0.1", "--", ... }, 1, 2 + select("#", ...), #argv + 1, argv)
-  return argv
-end
+-- OpenSSH: options, then the command's words.
+local function ssh(at, options, ...) return support.ssh(at, { "-o", "LogLevel=ERROR", table.unpack(options) }, "127.0.0.1", "--", ...) end
 
 -- Runs a command and returns its status, stdout and stderr as a list.
 local function run(command, stdin, at)

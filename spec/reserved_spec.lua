@@ -6,8 +6,7 @@ local support = require "spec.support"
 
 -- What the server answers to a message, as OpenSSH brings it.
 local function ask(server, message)
-  local done = support.run({ "ssh", "-F", "none", "-i", support.key "client", "-p", tostring(server.port), "-o", "IdentitiesOnly=yes", "-o",
-    "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), "-s", "127.0.0.1", "korv" }, { stdin = message .. "\n" })
+  local done = support.run(support.ssh(server, {}, "-s", "127.0.0.1", "korv"), { stdin = message .. "\n" })
   return assert(korv.json.decode(done.stdout), done.stderr)
 end
 
@@ -31,9 +30,7 @@ describe("a message", function()
     local server = pair.new_server { max_channel_in_flight = 1 }
     server:get("/wait", function() korv.sleep(60) return 200 end)
     pair.listen(server)
-    local ssh = support.start({ "ssh", "-F", "none", "-tt", "-i", support.key "client", "-p", tostring(server.port), "-o",
-      "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), "127.0.0.1", "GET /wait" },
-      { stdin = true, env = { TERM = "dumb" } })
+    local ssh = support.start(support.ssh(server, { "-tt" }, "127.0.0.1", "GET /wait"), { stdin = true, env = { TERM = "dumb" } })
     pair.wait_for(function() return server:counters().in_flight == 1 end)
     ssh:write "\3"
     assert.equal(4, ssh:wait().code) -- 499

@@ -271,7 +271,25 @@ end
 -- @treturn string its path
 function support.known_hosts(server, name)
   local key = support.read(server.host_key .. ".pub"):match "^%S+ %S+"
-  return support.write(name or "known_hosts", ("[127.0.0.1]:%d %s\n"):format(server.port, key))
+  local line = ("[127.0.0.1]:%d %s\n"):format(server.port, key)
+  name = name or "known_hosts"
+  if support.read(support.path(name)) == line then -- who was started just now may be reading it
+    return support.path(name)
+  end
+  return support.write(name, line)
+end
+
+--- The command line of OpenSSH's `ssh`, kept from everything of this machine's: it has one key, and knows the server's and takes no other.
+-- @tparam table server
+-- @tparam table options those of ssh's own that are added, as a list; and `key`: a path, in place of that of "client"; `known_hosts`: one
+-- @string ... the host, and what comes after it
+-- @treturn {string,...}
+function support.ssh(server, options, ...)
+  local argv = { "ssh", "-F", "none", "-i", options.key or support.key "client", "-p", tostring(server.port), "-o", "IdentitiesOnly=yes",
+    "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "GlobalKnownHostsFile=/dev/null",
+    "-o", "UserKnownHostsFile=" .. (options.known_hosts or support.known_hosts(server, "known_" .. server.port)) }
+  table.move(options, 1, #options, #argv + 1, argv)
+  return table.move({ ... }, 1, select("#", ...), #argv + 1, argv)
 end
 
 -- Servers -------------------------------------------------------------------------------------------------------------------------

@@ -47,9 +47,7 @@ end
 -- The clients: what each is called with, from a server, a way ("exec", "subsystem") and a command or a subsystem's name. Each knows the
 -- server's key and takes no other. Where they keep files at home, that is the specs' folder.
 local function openssh(at, way, text)
-  return { "ssh", "-F", "none", "-p", tostring(at.port), "-i", support.key "client", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
-    "-o", "UserKnownHostsFile=" .. at.known_hosts, "-o", "GlobalKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes",
-    table.unpack(way == "subsystem" and { "-s", ADDRESS, text } or { ADDRESS, "--", text }) }
+  return support.ssh(at, {}, table.unpack(way == "subsystem" and { "-s", ADDRESS, text } or { ADDRESS, "--", text }))
 end
 
 local function dbclient(at, way, text)
