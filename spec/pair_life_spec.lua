@@ -24,6 +24,7 @@ describe("a server and a client", function()
   end)
   before_each(function() pair.logged = {} end)
   teardown(pair.finish)
+
   describe("in the life of a connection", function()
     it("what does not listen is ECONNREFUSED", function()
       local deaf = uv.new_tcp()

@@ -58,7 +58,7 @@ function serving.argv(options)
   append(argv, { "lua5.4", support.root .. "/spec/peers/quick_korv.lua", "serve", "--host", "127.0.0.1",
     "--port", tostring(options.port or 0), "--host-key", options.host_key or support.key "host",
     "--authorized-keys", support.authorized_keys "client", "--no-watch" })
-  if options.workers then append(argv, { "--workers", tostring(options.workers) }) end
+  if (options.workers or 1) > 1 then append(argv, { "--workers", tostring(options.workers) }) end
   append(argv, options.arguments)
   return support.wrapped(append(argv, { options.script or support.root .. "/spec/data/serving.lua" }))
 end
@@ -83,6 +83,32 @@ function serving.start(options)
   local server = serving.launch(options or {})
   server:ready()
   return server
+end
+
+--- What starts servers of so many processes.
+-- @int workers
+-- @treturn function of options, as for `launch`; it returns the Server
+function serving.starter(workers)
+  return function(options)
+    options = options or {}
+    options.workers = workers
+    return serving.start(options)
+  end
+end
+
+--- Reads a stream of items to its end, and raises where one is missing.
+-- @tparam Client client
+-- @int count
+-- @tparam[opt] function came is called after each
+function serving.read_items(client, count, came)
+  local last = 0
+  for item, problem in client:stream("GET", ("/items?n=%d&s=0.05"):format(count)) do
+    if problem then error(problem) end
+    if item.seq ~= last + 1 then error(("item %d came after %d"):format(item.seq, last)) end
+    last = item.seq
+    if came then came() end
+  end
+  if last ~= count then error(("the stream ended with item %d"):format(last)) end
 end
 
 --- Waits until it, or the next server in its place, says that it listens.

@@ -104,16 +104,27 @@ describe("the supervisor", function()
       assert.equal("reloaded", order(parent, "reload"))
     end)
 
-    it("in a worker that started before and is ready after it: it takes the step alone", function()
+    -- Two workers, the second of which takes a step while the first one's successor is still starting.
+    local function reloaded_meanwhile()
       local parent = start { workers = 2 }
       local list = crew(parent, 2)
       write_script(parent, { name = "second", start_slow = 0.5 })
       uv.kill(list[1]:who().pid, "sigkill")
       wait_for_event(parent, "1 load 1.*1 load 1")
       assert.equal("reloaded", order(parent, "reload"))
-      wait_for_event(parent, "1 start 1 .*1 start 1 .*1 prepare 2\n1 commit 2")
+      return parent, list
+    end
+
+    -- The first worker's client, once that is there again.
+    local function reconnect(parent)
       wait_until_ready(parent, 2)
-      list[1] = connect(parent)
+      return connect(parent)
+    end
+
+    it("in a worker that started before and is ready after it: it takes the step alone", function()
+      local parent, list = reloaded_meanwhile()
+      wait_for_event(parent, "1 start 1 .*1 start 1 .*1 prepare 2\n1 commit 2")
+      list[1] = reconnect(parent)
       all_are(list, 2, "second")
     end)
 
@@ -127,26 +138,18 @@ describe("the supervisor", function()
       wait_for_event(parent, "1 start 1 .*1 start 1 .*1 prepare 2")
       assert.is_nil(events(parent):find "commit")
       assert.equal("reloaded", parent:line())
-      wait_until_ready(parent, 2)
-      list[1] = connect(parent)
+      list[1] = reconnect(parent)
       all_are(list, 2, "second")
       assert.equal(2, occurrences(events(parent), "prepare"))
     end)
 
     it("kills a worker that cannot take the step that the others took", function()
-      local parent = start { workers = 2 }
-      local list = crew(parent, 2)
-      write_script(parent, { name = "second", start_slow = 0.5 })
-      uv.kill(list[1]:who().pid, "sigkill")
-      wait_for_event(parent, "1 load 1.*1 load 1")
-      assert.equal("reloaded", order(parent, "reload"))
+      local parent = reloaded_meanwhile()
       write_script(parent, { name = "third", fail = 1 })
       wait_for_log(parent, "error worker 1 cannot load generation 2 and is killed: it is broken in 1\\xff")
       write_script(parent, { name = "fourth" })
       wait_for_event(parent, "1 start 2 ")
-      wait_until_ready(parent, 2)
-      list[1] = connect(parent)
-      assert.equal(2, list[1]:who().generation)
+      assert.equal(2, reconnect(parent):who().generation)
     end)
 
     it("keys, when it is told to or a worker notices", function()

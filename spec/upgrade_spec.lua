@@ -46,13 +46,8 @@ end
 local function listener(server, load)
   return function()
     while load.running do
-      local client, last = assert(server:dial()), 0
-      for item, problem in client:stream("GET", ("/items?n=%d&s=0.05"):format(ITEMS)) do
-        if problem then error(problem) end
-        if item.seq ~= last + 1 then error(("item %d came after %d"):format(item.seq, last)) end
-        last = item.seq
-      end
-      if last ~= ITEMS then error(("the stream ended with item %d"):format(last)) end
+      local client = assert(server:dial())
+      serving.read_items(client, ITEMS)
       client:close()
       load.streams = load.streams + 1
     end
@@ -78,11 +73,7 @@ local function lines(name)
 end
 
 for _, workers in ipairs { 1, 2 } do
-  local function start(options)
-    options = options or {}
-    options.workers = workers > 1 and workers or nil
-    return serving.start(options)
-  end
+  local start = serving.starter(workers)
 
   describe(("an upgrade of a server of %d process(es)"):format(workers), function()
     setup(pair.begin)
@@ -220,7 +211,7 @@ for _, workers in ipairs { 1, 2 } do
       local port = free:getsockname().port
       free:close()
       uv.run "nowait"
-      local server = serving.launch { workers = workers > 1 and workers or nil, port = 1, before = { "systemd-socket-activate", "-l",
+      local server = serving.launch { workers = workers, port = 1, before = { "systemd-socket-activate", "-l",
         "127.0.0.1:" .. port, "-E", "KORV_SPEC_FOLDER", "-E", "KORV_SPEC_LINGER" } }
       server:logged "Listening on"
       server.port = port
@@ -246,7 +237,7 @@ describe("a flood of signals", function()
 
   for _, workers in ipairs { 1, 2 } do
     it(("of SIGHUP makes few reloads, with %d process(es)"):format(workers), function()
-      local server = serving.start { workers = workers > 1 and workers or nil }
+      local server = serving.start { workers = workers }
       local client, sent = assert(server:dial()), 2000
       for _ = 1, sent do uv.kill(server.pid, "sighup") end
       local generation
