@@ -275,11 +275,11 @@ describe("a worker that stands still", function()
     end
     hand_over()
     serving.signal(pids[1], "sigstop")
-    for _ = 1, 6 do hand_over() end
+    for _ = 1, 20 do hand_over() end -- as many as the supervisor's heap grows for, until its collector keeps pace with closed handles
     local descriptors, bytes = support.descriptors(server.pid), server:rss_bytes()
     for _ = 1, 6 do hand_over() end
     assert.is_true(support.descriptors(server.pid) <= descriptors + 4, support.descriptors(server.pid))
-    if waiting.is_measured then assert.is_true(server:rss_bytes() - bytes < waiting.MEBIBYTE, server:rss_bytes() - bytes) end
+    if waiting.is_measured then assert.is_true(server:rss_bytes() - bytes < waiting.MEBIBYTE / 2, server:rss_bytes() - bytes) end
     assert.equal(pids[2], server:ask "/pid")
     serving.signal(pids[1], "sigcont")
     local is_back
