@@ -59,8 +59,9 @@ describe("ssh-audit", function()
         assert.equal(code, done.code, done.stderr)
         assert.equal(code == 0, done.stdout:find '"code":200' ~= nil)
       end
-      local old = support.run(ssh "hmac-sha2-256") -- it may not hear why
+      local old = support.run(ssh "hmac-sha2-256")
       assert.same({ 255, "" }, { old.code, old.stdout })
+      -- Where the client's version and its list of algorithms come in one read, libssh closes before its own list is written.
       local why = code == 0 and "no matching MAC found" or "no matching cipher found"
       assert.is_truthy(old.stderr:find(why, 1, true) or old.stderr:find("Connection closed", 1, true), old.stderr)
     end

@@ -421,6 +421,16 @@ describe("a way in that is closed", function()
     end)
   end
 
+  it("leaves nothing of what was asked of it to another way that its channel takes then", function()
+    local process = start_peer(new { ways = { exec = false } }, "again", "DELETE /echo")
+    process:write(HELLO)
+    process:close_stdin()
+    assert.equal("refused", process:line())
+    local told = cjson.decode(process:wait().stdout)
+    local answer = assert(cjson.decode(told.stdout), told.stdout)
+    assert.same({ "", 1, 200, { msg = "Hello World!" } }, { told.stderr, answer.request_id, answer.code, answer.body })
+  end)
+
   it("has a name", function()
     pair.must_raise("korv.server: ways: unknown option 'exce'", function() korv.server { ways = { exce = false } } end)
     pair.must_raise("korv.server: ways: exec must be a boolean", function() korv.server { ways = { exec = 0 } } end)
