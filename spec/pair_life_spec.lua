@@ -128,24 +128,6 @@ describe("a server and a client", function()
       assert.equal(200, client:get("/hello").code)
     end)
 
-    it("a connection that is adopted holds nobody up, though it came as a blocking one", function()
-      local own = pair.listen(add_endpoints(pair.new_server()))
-      local door, guest, adopted = uv.new_tcp(), uv.new_tcp(), uv.new_tcp()
-      door:bind("127.0.0.1", 0)
-      door:listen(1, function() door:accept(adopted) end)
-      guest:connect("127.0.0.1", door:getsockname().port, function() end)
-      pair.wait_for(function() return adopted:fileno() end)
-      local function is_blocking()
-        local flags = support.read("/proc/self/fdinfo/" .. adopted:fileno()):match "flags:%s*(%d+)"
-        return tonumber(flags, 8) & uv.constants.O_NONBLOCK == 0
-      end
-      adopted:set_blocking(true)
-      assert.is_true(is_blocking())
-      assert(own:adopt(adopted:fileno()))
-      assert.is_false(is_blocking())
-      for _, handle in ipairs { door, guest, adopted } do handle:close() end
-    end)
-
     it("an option that the core refuses raises, and no socket stays bound", function()
       local other = pair.new_server { max_channels = 0 }
       local function descriptors()

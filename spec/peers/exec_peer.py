@@ -3,7 +3,7 @@
 
 signal  sends SIGINT once the command has printed something
 late    opens its channel, says "open" on stdout, and asks for the command when it has read a line from stdin; it sends no input
-again   says "refused" on stdout where the command is, asks for a shell on the same channel, and sends what it reads from stdin
+again   at a terminal: says "refused" where the command is, asks for a shell on the same channel, and types what it reads from stdin
 
 The other arguments are the port, the key's path and the command. At the end it prints one JSON object: status, stdout, stderr.
 """
@@ -60,12 +60,11 @@ async def run_again(conn, command):
         if await ask(chan, request, *args):
             return True
         print("refused", flush=True)
-        return await ask(chan, b"shell")
+        return request == b"exec" and await ask(chan, b"shell")
 
     asyncssh.SSHClientChannel._make_request = ask_again
-    chan, session = await conn.create_session(Session, command)
+    chan, session = await conn.create_session(Session, command, term_type="dumb")
     chan.write(sys.stdin.read())
-    chan.write_eof()
     return chan, session
 
 
