@@ -53,15 +53,15 @@ describe("ssh-audit", function()
       local server = pair.new_server { ciphers = ciphers }
       server:get("/hello", function() return 200, "hello" end)
       pair.listen(server)
-      local argv = { "ssh", "-F", "none", "-i", support.key "client", "-p", tostring(server.port), "-c", "aes256-ctr", "-o",
-        "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), "-s", "127.0.0.1", "korv" }
+      local function ssh(mac) return support.ssh(server, { "-c", "aes256-ctr", "-m", mac }, "-s", "127.0.0.1", "korv") end
       for _, mac in ipairs { "hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com" } do
-        local done = support.run({ argv[1], "-m", mac, table.unpack(argv, 2) }, { stdin = '{"id":1,"verb":"GET","resource":"/hello"}\n' })
+        local done = support.run(ssh(mac), { stdin = '{"id":1,"verb":"GET","resource":"/hello"}\n' })
         assert.equal(code, done.code, done.stderr)
         assert.equal(code == 0, done.stdout:find '"code":200' ~= nil)
       end
-      local old = support.run { argv[1], "-m", "hmac-sha2-256", table.unpack(argv, 2) } -- it may not hear why
+      local old = support.run(ssh "hmac-sha2-256")
       assert.same({ 255, "" }, { old.code, old.stdout })
+      -- Where the client's version and its list of algorithms come in one read, libssh closes before its own list is written.
       local why = code == 0 and "no matching MAC found" or "no matching cipher found"
       assert.is_truthy(old.stderr:find(why, 1, true) or old.stderr:find("Connection closed", 1, true), old.stderr)
     end
@@ -73,10 +73,8 @@ describe("ssh-audit", function()
     server:get("/large", function() return 200, body end)
     pair.listen(server)
     local requests = ('{"id":1,"verb":"GET","resource":"/large"}\n'):rep(75)
-    local done = support.run({ "sh", "-c", '"$@" | wc -c', "sh", "ssh", "-F", "none", "-i", support.key "client", "-v", "-c",
-      "aes128-gcm@openssh.com", "-p", tostring(server.port), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o",
-      "RekeyLimit=64G none", "-o",
-      "UserKnownHostsFile=" .. support.known_hosts(server), "-s", "127.0.0.1", "korv" }, { stdin = requests, timeout = 300 })
+    local ssh = support.ssh(server, { "-v", "-c", "aes128-gcm@openssh.com", "-o", "RekeyLimit=64G none" }, "-s", "127.0.0.1", "korv")
+    local done = support.run({ "sh", "-c", '"$@" | wc -c', "sh", table.unpack(ssh) }, { stdin = requests, timeout = 300 })
     assert.is_true(tonumber(done.stdout) > 75 * 16000000, done.stderr)
     local _, exchanges = done.stderr:gsub("SSH2_MSG_KEXINIT received", "")
     assert.equal(2, exchanges)

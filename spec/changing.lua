@@ -7,25 +7,7 @@ local support = require "spec.support"
 
 local changing = {}
 
-local function words(text)
-  local list = {}
-  for word in text:gmatch "%S+" do list[#list + 1] = word end
-  return list
-end
-
-local function launch(argv)
-  local all = words(os.getenv "KORV_WRAP" or "")
-  table.move(argv, 1, #argv, #all + 1, all)
-  local server = support.start(all)
-  local line = server:line() or ""
-  server.port = tonumber(line:match "^korv: listening on 127%.0%.0%.1 port (%d+)")
-  if not server.port then
-    server:kill()
-    error(server:describe("did not say that it listens but " .. line), 3)
-  end
-  server.host_key, server.must_end_well = support.key "host", true
-  return server
-end
+local function launch(argv) return support.listening(support.start(support.wrapped(argv))) end
 
 --- Arguments that make `korv serve` a server on a free port that lets the key "client" in and logs text; then these.
 -- @tparam {string,...} more

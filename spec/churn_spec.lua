@@ -19,7 +19,7 @@ local function holdings(server, client)
   local bytes = waiting.settled(function() return waiting.holdings(client).bytes end)
   return {
     lua_bytes = bytes, handles = waiting.settled(function() return waiting.holdings(client).handles end),
-    descriptors = waiting.settled(function() return waiting.descriptors(server) end),
+    descriptors = waiting.settled(function() return support.descriptors(server.pid) end),
     rss_bytes = waiting.settled(function() return server:rss_bytes() end),
   }
 end
@@ -27,7 +27,7 @@ end
 -- Until the connections that were cut off have gone.
 local function rest(server, client, like)
   support.wait_for(function()
-    return waiting.descriptors(server) <= like.descriptors and waiting.holdings(client).handles <= like.handles
+    return support.descriptors(server.pid) <= like.descriptors and waiting.holdings(client).handles <= like.handles
   end, 5)
 end
 

@@ -41,12 +41,7 @@ local function settled(outcomes, count)
   end
 end
 
-local function ssh(server, ...)
-  local known_hosts = support.path("known_" .. server.port)
-  if not uv.fs_stat(known_hosts) then support.known_hosts(server, "known_" .. server.port) end
-  return support.start({ "ssh", "-F", "none", "-p", tostring(server.port), "-i", support.key "client", "-o", "BatchMode=yes",
-    "-o", "IdentitiesOnly=yes", "-o", "UserKnownHostsFile=" .. known_hosts, ... }, { stdin = true })
-end
+local function ssh(server, ...) return support.start(support.ssh(server, {}, ...), { stdin = true }) end
 
 -- The load ---------------------------------------------------------------------------------------------------------------------------
 
@@ -97,23 +92,14 @@ end
 
 -- A stream that takes longer than it is until the server is told to end.
 local function streaming(server, flowing)
-  local client, last = assert(server:dial()), 0
+  local client = assert(server:dial())
   return function()
-    for item, problem in client:stream("GET", "/items?n=40&s=0.05") do
-      if problem then error(problem) end
-      if item.seq ~= last + 1 then error(("item %d came after %d"):format(item.seq, last)) end
-      last, flowing[client] = item.seq, true
-    end
-    if last ~= 40 then error(("the stream ended with item %d"):format(last)) end
+    serving.read_items(client, 40, function() flowing[client] = true end)
   end
 end
 
 for _, workers in ipairs { 1, 2 } do
-  local function start(options)
-    options = options or {}
-    options.workers = workers > 1 and workers or nil
-    return serving.start(options)
-  end
+  local start = serving.starter(workers)
 
   local function terminate(server)
     serving.signal(server.pid, "sigterm")

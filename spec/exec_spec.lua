@@ -1,6 +1,7 @@
 --- `ssh HOST VERB RESOURCE [BODY]` with OpenSSH: what is asked, what is printed and where, exit statuses, input, streams, cancelling,
 -- terminals, help, the ways in that can be closed, and the endpoints that tell of the server.
 
+local asked = require "spec.asked"
 local cjson = require "cjson"
 local korv = require "korv"
 local pair = require "spec.pair"
@@ -8,8 +9,7 @@ local support = require "spec.support"
 
 local MIB = 1024 * 1024
 
-local gates = {}       -- of /gate: functions that let it go on
-local left             -- how often /forever was cancelled
+local gates = {} -- of /gate: functions that let it go on
 local server
 
 local function add_endpoints(app)
@@ -17,12 +17,7 @@ local function add_endpoints(app)
   for _, verb in ipairs { "GET", "STORE", "UPDATE", "DELETE" } do
     app:add_callback(verb, "/echo", function(request) return 200, { verb = request.verb, body = request.body } end)
   end
-  app:store("/same", function(request) return 200, request.body end)
-  app:store("/length", function(request) return 200, #request.body end)
   app:get("/query", function(request) return 200, request.query end)
-  app:get("/code/:code", function(request) return math.tointeger(tonumber(request.params.code)), { code = request.params.code } end)
-  app:get("/long", function(request) return 200, ("x"):rep(request.body) end)
-  app:get("/fails", function(request) return 507, ("x"):rep(request.body) end)
   app:get("/spin", function() while true do end end) -- luacheck: ignore 542
   app:get("/steering", { doc = "one\27[31m\194\155two" }, function() return 200, "\194\155\127" end)
   app:get("/gate", function(request)
@@ -30,10 +25,6 @@ local function add_endpoints(app)
     korv.await(function(resume) gates[#gates + 1] = resume end)
     request:send { n = 2 }
     return 200
-  end)
-  app:get("/breaks", function(request)
-    request:send(1)
-    return 507, "full"
   end)
   app:get("/ends", function(request)
     request:send(1)
@@ -43,25 +34,13 @@ local function add_endpoints(app)
     for i = 1, 1000 do request:send(("%04d"):format(i):rep(1024)) end
     return 200
   end)
-  app:get("/forever", function(request)
-    local _ <close> = setmetatable({}, { __close = function() left = left + 1 end })
-    request:send "begun"
-    korv.await(function() end)
-  end)
-  return app
+  return asked.add_endpoints(app)
 end
 
 local function new(options) return pair.listen(add_endpoints(pair.new_server(options))) end
 
--- OpenSSH, kept from everything of this machine's: options, then the command's words.
-local function ssh(at, options, ...)
-  local argv = { "ssh", "-F", "none", "-i", support.key "client", "-p", tostring(at.port), "-o", "IdentitiesOnly=yes",
-    "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(at, "known_" .. at.port),
-    "-o", "GlobalKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR" }
-  table.move(options, 1, #options, #argv + 1, argv)
-  table.move({ "127.0.0.1", "--", ... }, 1, 2 + select("#", ...), #argv + 1, argv)
-  return argv
-end
+-- OpenSSH: options, then the command's words.
+local function ssh(at, options, ...) return support.ssh(at, { "-o", "LogLevel=ERROR", table.unpack(options) }, "127.0.0.1", "--", ...) end
 
 -- Runs a command and returns its status, stdout and stderr as a list.
 local function run(command, stdin, at)
@@ -96,7 +75,7 @@ describe("ssh HOST VERB RESOURCE [BODY]", function()
     pair.begin()
     server = new()
   end)
-  before_each(function() gates, left = {}, 0 end)
+  before_each(function() gates, asked.left = {}, 0 end)
   teardown(pair.finish)
 
   describe("asks and prints", function()
@@ -251,7 +230,7 @@ describe("ssh HOST VERB RESOURCE [BODY]", function()
   end)
 
   describe("is cancelled", function()
-    local function is_left() return left == 1 end
+    local function is_left() return asked.left == 1 end
 
     it("when ssh ends", function()
       local process = start({}, "GET /forever")
@@ -260,28 +239,28 @@ describe("ssh HOST VERB RESOURCE [BODY]", function()
       pair.wait_for(is_left)
     end)
 
-    it("by Ctrl-C at a terminal", function()
-      local process = start({ "-tt" }, "GET /forever")
+    local function at_ctrl_c(at)
+      local process = start({ "-tt" }, "GET /forever", at)
       appears(process, "stdout", "begun")
       process:write "\3"
       process:wait()
       assert.same({ 4, '499 {"message":"Cancelled"}\r\n' }, { process.code, process.stderr })
-      assert.equal(1, left)
+    end
+
+    it("by Ctrl-C at a terminal", function()
+      at_ctrl_c(server)
+      assert.equal(1, asked.left)
     end)
 
     it("by Ctrl-C though its channel is at its limit of requests", function()
-      local process = start({ "-tt" }, "GET /forever", new { max_channel_in_flight = 1 })
-      appears(process, "stdout", "begun")
-      process:write "\3"
-      process:wait()
-      assert.same({ 4, '499 {"message":"Cancelled"}\r\n' }, { process.code, process.stderr })
+      at_ctrl_c(new { max_channel_in_flight = 1 })
       pair.wait_for(is_left)
     end)
 
     it("by a signal of SSH's", function()
       local done = start_peer(server, "signal", "GET /forever"):wait()
       assert.same({ status = 4, stdout = '"begun"\n', stderr = '499 {"message":"Cancelled"}\n' }, cjson.decode(done.stdout))
-      assert.equal(1, left)
+      assert.equal(1, asked.left)
     end)
 
     it("by Ctrl-C before it has been asked", function()
@@ -441,6 +420,17 @@ describe("a way in that is closed", function()
       end
     end)
   end
+
+  it("leaves nothing of what was asked of it to another way that its channel takes then", function()
+    local process = start_peer(new { ways = { exec = false } }, "again", "DELETE /echo")
+    process:write "GET /hello\r\4"
+    process:close_stdin()
+    assert.equal("refused", process:line())
+    assert.equal("", process:wait().stderr)
+    local told = cjson.decode(process.stdout)
+    assert.truthy(told.stdout:find('korv> GET /hello\r\n{\r\n  "msg": "Hello World!"\r\n}', 1, true), told.stdout)
+    assert.is_nil(told.stdout:find '"verb"')
+  end)
 
   it("has a name", function()
     pair.must_raise("korv.server: ways: unknown option 'exce'", function() korv.server { ways = { exce = false } } end)

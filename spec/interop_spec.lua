@@ -14,11 +14,8 @@ local function lines_of(output)
   return lines
 end
 
--- The options that keep OpenSSH from everything of this machine's but what a spec names.
 local function ssh_as(key, server, ...)
-  return { "ssh", "-F", "none", "-i", support.key(key), "-p", tostring(server.port), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
-    "-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server),
-    "-o", "GlobalKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", ... }
+  return support.ssh(server, { key = support.key(key), "-o", "LogLevel=ERROR" }, ...)
 end
 
 local function ssh(server, ...)

@@ -124,7 +124,7 @@ describe("what is malformed", function()
     local recorded, begun, over_count, before = recordings(), 0, 0, nil
     local descriptors
     local answered = beside_a_caller(function(over)
-      descriptors = serving.descriptors(server.pid)
+      descriptors = support.descriptors(server.pid)
       local function next_one()
         if begun == HANDSHAKES then return end
         begun = begun + 1
@@ -137,7 +137,7 @@ describe("what is malformed", function()
       end
       for _ = 1, AT_ONCE do next_one() end
     end)
-    serving.await(server, "all connections closed", function() return serving.descriptors(server.pid) <= descriptors end)
+    serving.await(server, "all connections closed", function() return support.descriptors(server.pid) <= descriptors end)
     assert_flat(before, 4)
     assert.is_true(answered > 10, answered)
     assert.equal(200, assert(assert(server:dial()):get("/hello")).code)

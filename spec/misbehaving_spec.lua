@@ -221,8 +221,7 @@ describe("a crowd that does not log in", function()
   end
 
   local function ssh(address)
-    return support.run({ "ssh", "-F", "none", "-i", key(), "-p", tostring(server.port), "-b", address, "-o", "IdentitiesOnly=yes", "-o",
-      "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), "-s", "127.0.0.1", "korv" },
+    return support.run(support.ssh(server, { key = key(), "-b", address }, "-s", "127.0.0.1", "korv"),
       { stdin = '{"id":1,"verb":"GET","resource":"/hello"}\n' })
   end
 

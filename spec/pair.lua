@@ -114,6 +114,22 @@ function pair.must_raise(pattern, fn)
   end
 end
 
+--- An error where a GET is not answered with a 500 whose message matches each pattern.
+-- @tparam Client client
+-- @string resource
+-- @string ... patterns
+-- @treturn table the answer's body
+function pair.must_fail(client, resource, ...)
+  local response, why = client:get(resource)
+  if not response or response.code ~= 500 then error(("GET %s: %s, no 500"):format(resource, response and response.code or why), 2) end
+  for _, pattern in ipairs { ... } do
+    if not response.body.message:find(pattern) then
+      error(("GET %s does not fail with %q: %s"):format(resource, pattern, response.body.message), 2)
+    end
+  end
+  return response.body
+end
+
 --- A text as a pattern that matches it alone.
 function pair.literal(text) return (text:gsub("%p", "%%%0")) end
 

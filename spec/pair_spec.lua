@@ -1,22 +1,14 @@
---- A server and a client of korv's, mostly both in this process: what the Lua modules promise to who writes either end. Who is let in and
--- what is limited is in access_spec.lua, how a message looks on the wire in protocol_spec.lua.
+--- A server and a client of korv's, mostly both in this process: what the Lua modules promise of a call and of a request to who writes
+-- either end. Connections' lives are in pair_life_spec.lua, programs' ends in pair_program_spec.lua, who is let in and what is limited is
+-- in access_spec.lua, how a message looks on the wire in protocol_spec.lua.
 
+local gates = require "spec.gates"
 local korv = require "korv"
 local pair = require "spec.pair"
 local support = require "spec.support"
 local uv = require "luv"
 
 local VERBS = { "get", "store", "update", "delete" }
-local VALGRIND = { "valgrind", "--quiet", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect",
-  "--suppressions=" .. support.root .. "/spec/valgrind.supp" }
-
-local gates = {} -- functions that let waiting endpoints go on
-
-local function open_gates()
-  local waiting = gates
-  gates = {}
-  for _, resume in ipairs(waiting) do resume "through" end
-end
 
 local function add_endpoints(server)
   for _, verb in ipairs(VERBS) do
@@ -26,12 +18,8 @@ local function add_endpoints(server)
   end
   server:get("/hello", function() return 200, { msg = "Hello World!" } end)
   server:store("/same", function(request) return 200, request.body end)
-  server:get("/wait", function() return 200, korv.await(function(resume) gates[#gates + 1] = resume end) end)
-  server:get("/open", function()
-    local count = #gates
-    open_gates()
-    return 200, count
-  end)
+  server:get("/wait", function() return 200, gates.wait() end)
+  server:get("/open", function() return 200, gates.open() end)
   server:get("/users/:name/files/*path", function(request) return 200, { params = request.params, query = request.query } end)
   server:get("/plain", function(request) return 200, { params = request.params, query = request.query } end)
   server:get("/peer", function(request) return 200, request.peer end)
@@ -209,16 +197,12 @@ describe("a server and a client", function()
     end)
 
     it("an error is a 500 with its message and traceback", function()
-      local response = client:get "/error"
-      assert.equal(500, response.code)
-      assert.matches("pair_spec%.lua:%d+: boom", response.body.message)
-      assert.matches("stack traceback:.*pair_spec%.lua", response.body.traceback)
+      local body = pair.must_fail(client, "/error", "pair_spec%.lua:%d+: boom")
+      assert.matches("stack traceback:.*pair_spec%.lua", body.traceback)
     end)
 
     it("returning nothing is a 500 that says so", function()
-      local response = client:get "/nothing"
-      assert.equal(500, response.code)
-      assert.matches("GET /nothing .*pair_spec%.lua:%d+.* returned nothing", response.body.message)
+      pair.must_fail(client, "/nothing", "GET /nothing .*pair_spec%.lua:%d+.* returned nothing")
     end)
 
     it("tracebacks = false gives an id that the log carries", function()
@@ -244,266 +228,6 @@ describe("a server and a client", function()
       assert.equal("outer inner x", own:get("/x").body)
       assert.same({ 403, "inner" }, { own:get("/x?stop=inner").code, own:get("/x?stop=inner").body })
       assert.same({ 404, "outer inner nil" }, { own:get("/nowhere").code, own:get("/nowhere").body })
-    end)
-  end)
-
-  describe("in the life of a connection", function()
-    it("what does not listen is ECONNREFUSED", function()
-      local deaf = uv.new_tcp()
-      deaf:bind("127.0.0.1", 0)
-      local port = deaf:getsockname().port
-      local none, message, name = pair.dial { port = port, host_key = support.key "host" }
-      deaf:close()
-      assert.same({ nil, "ECONNREFUSED" }, { none, name })
-      assert.matches("127%.0%.0%.1 port " .. port, message)
-    end)
-
-    it("what does not answer is ETIMEDOUT, and the message says at what", function()
-      local silent = uv.new_tcp()
-      silent:bind("127.0.0.1", 0)
-      silent:listen(1, function() end)
-      local none, message, name = pair.dial({ port = silent:getsockname().port, host_key = support.key "host" }, { timeout = 0.2 })
-      silent:close()
-      assert.same({ nil, "ETIMEDOUT" }, { none, name })
-      assert.matches("within 0%.2 s, while exchanging keys", message)
-    end)
-
-    it("what speaks no SSH is an error that says so", function()
-      local web = uv.new_tcp()
-      web:bind("127.0.0.1", 0)
-      web:listen(1, function()
-        local peer = uv.new_tcp()
-        web:accept(peer)
-        peer:write("HTTP/1.1 400 Bad Request\r\n\r\n", function() peer:close() end)
-      end)
-      local port = web:getsockname().port
-      local none, message = pair.dial { port = port, host_key = support.key "host" }
-      web:close()
-      assert.is_nil(none)
-      assert.matches("SSH with 127%.0%.0%.1 port " .. port, message)
-    end)
-
-    it("a server that dies ends its calls, and those to come", function()
-      local other = support.serve "spec/data/app.lua"
-      local own, ended = assert(pair.dial(other)), nil
-      own:get("/slow", nil, function(...) ended = table.pack(...) end)
-      other.must_end_well = nil
-      other:kill()
-      pair.wait_for(function() return ended end)
-      assert.same({ nil, "ECONNRESET" }, { ended[1], ended[3] })
-      assert.matches("^GET /slow: .", ended[2])
-      local response, message, name = own:get "/hello"
-      assert.same({ nil, "ECONNRESET" }, { response, name })
-      assert.matches("^GET /hello: .", message)
-    end)
-
-    it("close() ends calls under way and those to come, and may be called again", function()
-      local own, ended = assert(pair.dial(server)), nil
-      own:get("/wait", nil, function(...) ended = table.pack(...) end)
-      own:close()
-      pair.wait_for(function() return ended end)
-      assert.same({ nil, "ECLOSED" }, { ended[1], ended[3] })
-      assert.matches("^GET /wait: the client was closed", ended[2])
-      assert.equal("ECLOSED", select(3, own:get "/hello"))
-      own:close()
-      open_gates()
-    end)
-
-    it("a client in a <close> variable is closed", function()
-      local outer
-      do
-        local own <close> = assert(pair.dial(server))
-        outer = own
-      end
-      assert.equal("ECLOSED", select(3, outer:get "/hello"))
-    end)
-
-    it("uv.walk goes over all handles", function()
-      local kinds = {}
-      uv.walk(function(handle) kinds[type(handle)] = true end)
-      assert.is_true(next(kinds) ~= nil)
-      assert.equal(200, client:get("/hello").code)
-    end)
-
-    it("stop() ends every connection and lets nobody in", function()
-      local own = pair.listen(add_endpoints(pair.new_server()))
-      local one, ended = assert(pair.dial(own)), nil
-      one:get("/wait", nil, function(...) ended = table.pack(...) end)
-      assert.equal(200, one:get("/hello").code)
-      own:stop()
-      pair.wait_for(function() return ended end)
-      assert.is_nil(ended[1])
-      assert.equal("ECONNREFUSED", select(3, pair.dial(own)))
-      open_gates()
-    end)
-
-    it("a second server in the process is independent of the first", function()
-      local own = pair.new_server { authorized_client_keys = support.key "stranger" .. ".pub" }
-      own:get("/hello", function() return 200, "the second" end)
-      pair.listen(own)
-      assert.equal("EAUTH", select(3, pair.dial(own)))
-      local other = assert(pair.dial(own, { client_keys = { support.key "stranger" } }))
-      assert.equal("the second", other:get("/hello").body)
-      assert.equal("Hello World!", client:get("/hello").body.msg)
-      assert.equal(404, other:get("/peer").code)
-      own:stop()
-      assert.equal(200, client:get("/hello").code)
-    end)
-
-    it("an option that the core refuses raises, and no socket stays bound", function()
-      local other = pair.new_server { max_channels = 0 }
-      local function descriptors()
-        local count = 0
-        for _ in assert(uv.fs_scandir_next), assert(uv.fs_scandir "/proc/self/fd") do count = count + 1 end
-        return count
-      end
-      local before = descriptors()
-      pair.must_raise("korv.server: max_channels", function() other:listen() end)
-      assert.equal(before, descriptors())
-    end)
-
-    it("reads its keys again after its end, and where the core refuses new ones asks for them again", function()
-      local path = support.path "host_key_of_its_own"
-      local function put(name) support.write("host_key_of_its_own", support.read(support.key(name))) end
-      put "host"
-      assert(uv.fs_chmod(path, 384))
-      local other = pair.new_server { host_keys = { path } }
-      local refuses, asked = true, 0
-      other.core = { set_keys = function()
-        asked = asked + 1
-        if refuses then return nil, "no memory for keys", "ENOMEM" end
-        return true
-      end, expel = function() end }
-      local first = other.host_keys[1].fingerprint
-      put "next_host"
-      other:reload_keys()
-      assert.equal(first, other.host_keys[1].fingerprint)
-      refuses = false
-      other:reload_keys()
-      other:reload_keys()
-      assert.equal(2, asked)
-      assert.not_equal(first, other.host_keys[1].fingerprint)
-      other.core = nil
-      put "host"
-      other:reload_keys()
-      assert.equal(first, other.host_keys[1].fingerprint)
-    end)
-
-    it("registering after listen raises", function()
-      for _, late in ipairs { function() server:get("/late", print) end, function() server:use(print) end } do
-        pair.must_raise("app:%a+: the app is serving already", late)
-      end
-    end)
-
-    it("errors in callbacks and spawned tasks are logged and end nothing", function()
-      client:get("/hello", nil, function() error "in a callback of a call" end)
-      korv.spawn(function() error "in a task" end)
-      local timer = uv.new_timer()
-      timer:start(0, 0, function()
-        timer:close()
-        error "in a timer"
-      end)
-      for _, where in ipairs { "in a callback of a call", "in a task", "in a timer" } do
-        pair.wait_for_log("error .*pair_spec%.lua:%d+: " .. where .. ".*stack traceback")
-      end
-      assert.equal(200, client:get("/hello").code)
-    end)
-  end)
-
-  describe("a program ends well", function()
-    local BOTH = [[
-      local folder = ...
-      korv.log.level "warn"
-      local server = assert(korv.server { host = "127.0.0.1", port = 0, host_keys = { folder .. "/host" },
-        authorized_client_keys = folder .. "/client.pub", drain = 0.2 })
-      server:get("/hello", function() return 200, "hello" end)
-      server:get("/wait", function() korv.sleep(100) end)
-      local function connect()
-        return assert(korv.client { host = "127.0.0.1", port = server.port, client_keys = { folder .. "/client" }, known_hosts = false })
-      end
-    ]]
-    local OPEN = BOTH .. [[
-      server:listen()
-      local client = connect()
-      client:get("/wait", nil, print)
-      korv.spawn(function() client:get "/wait" end)
-      korv.spawn(function() connect():close() korv.sleep(50) end)
-      client:store("/hello", ("x"):rep(1 << 20), function() end)
-      print(client:get("/hello").body)
-    ]]
-
-    local function run(text, before)
-      support.key "client"
-      support.key "host"
-      local done = pair.program(text, { support.path "." }, { before = before })
-      assert.same({ 0, 0, "" }, { done.code, done.signal, done.stderr })
-      return done.stdout
-    end
-
-    it("having collected the clients that were dropped without close, of which nothing stays", function()
-      assert.equal("true\n", run(BOTH .. [[
-        server:listen()
-        local function handles() -- once what can go has gone
-          for _ = 1, 50 do
-            collectgarbage()
-            uv.run "nowait"
-            uv.sleep(2)
-          end
-          local count = 0
-          uv.walk(function() count = count + 1 end)
-          return count
-        end
-        connect()
-        local before = handles()
-        for _ = 1, 5 do connect() end
-        print(handles() == before)]]))
-    end)
-
-    it("with everything still open", function() assert.equal("hello\n", run(OPEN)) end)
-
-    it("with everything still open, under valgrind", function() assert.equal("hello\n", run(OPEN, VALGRIND)) end)
-
-    for what, last in pairs {
-      ["right after close() and stop()"] = "client:close() server:stop()",
-      ["while a client connects"] = "korv.spawn(connect) korv.spawn(connect) uv.run 'once'",
-      ["where a key is missing"] = "assert(not korv.client { client_keys = { 'nowhere' } })",
-      ["where a port is taken"] = "local own = korv.server { host = '127.0.0.1', port = server.port, host_keys = { folder .. '/host' }, "
-        .. "authorized_client_keys = folder .. '/client.pub' } assert(not own:listen())",
-      ["by os.exit in a task"] = "korv.spawn(function() os.exit(0) end) korv.run()",
-    } do
-      it(what, function() assert.equal("hello\n", run(OPEN .. last)) end)
-    end
-
-    it("from korv.run once its calls are done, though the client is open", function()
-      local other = support.serve "spec/data/app.lua"
-      local done = pair.program([[
-        local port, key = ...
-        local client = assert(korv.client { host = "127.0.0.1", port = tonumber(port), client_keys = { key }, known_hosts = false })
-        client:get("/hello", nil, function(response) print(response.body.msg) end)
-        korv.run()
-        print "end"]], { tostring(other.port), support.key "client" })
-      assert.same({ "Hello World!\nend\n", "", 0 }, { done.stdout, done.stderr, done.code })
-    end)
-
-    it("from start() at SIGTERM, with a call under way", function()
-      assert.equal("true\n", run(BOTH .. [[
-        korv.spawn(function()
-          connect():get("/wait", nil, function() end)
-          korv.sleep(0.05)
-          uv.kill(uv.os_getpid(), "sigterm")
-        end)
-        print(server:start())]]))
-    end)
-
-    it("where the modules are loaded a second time, and both go on", function()
-      assert.equal("hello\nhello\nhello\n", run(OPEN .. [[
-        for name in pairs(package.loaded) do
-          if name:find "^korv" then package.loaded[name] = nil end
-        end
-        korv = require "korv"
-        collectgarbage()
-        print(client:get("/hello").body)
-        print(connect():get("/hello").body)]]))
     end)
   end)
 end)

@@ -204,9 +204,8 @@ describe("a server", function()
   end)
 
   it("takes no roles from what a client sends", function()
-    local ssh = support.run({ "ssh", "-F", "none", "-i", support.key "plain", "-p", tostring(server.port), "-o", "IdentitiesOnly=yes", "-o",
-      "BatchMode=yes", "-o", "SendEnv=KORV_ROLES", "-o", "UserKnownHostsFile=" .. support.known_hosts(server, "known"), "-s", "127.0.0.1",
-      "korv" }, { env = { KORV_ROLES = "ops" },
+    local argv = support.ssh(server, { key = support.key "plain", "-o", "SendEnv=KORV_ROLES" }, "-s", "127.0.0.1", "korv")
+    local ssh = support.run(argv, { env = { KORV_ROLES = "ops" },
       stdin = '{"id":1,"verb":"GET","resource":"/ops","peer":{"roles":["ops"]},"roles":["ops"],"only":null}\n' })
     assert.matches('"code":403', ssh.stdout)
   end)

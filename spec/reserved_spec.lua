@@ -1,13 +1,13 @@
 --- What endpoints find in a request besides a message's own fields, which no message can say; and channels that were full once.
 
+local gates = require "spec.gates"
 local korv = require "korv"
 local pair = require "spec.pair"
 local support = require "spec.support"
 
 -- What the server answers to a message, as OpenSSH brings it.
 local function ask(server, message)
-  local done = support.run({ "ssh", "-F", "none", "-i", support.key "client", "-p", tostring(server.port), "-o", "IdentitiesOnly=yes", "-o",
-    "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), "-s", "127.0.0.1", "korv" }, { stdin = message .. "\n" })
+  local done = support.run(support.ssh(server, {}, "-s", "127.0.0.1", "korv"), { stdin = message .. "\n" })
   return assert(korv.json.decode(done.stdout), done.stderr)
 end
 
@@ -31,9 +31,7 @@ describe("a message", function()
     local server = pair.new_server { max_channel_in_flight = 1 }
     server:get("/wait", function() korv.sleep(60) return 200 end)
     pair.listen(server)
-    local ssh = support.start({ "ssh", "-F", "none", "-tt", "-i", support.key "client", "-p", tostring(server.port), "-o",
-      "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server), "127.0.0.1", "GET /wait" },
-      { stdin = true, env = { TERM = "dumb" } })
+    local ssh = support.start(support.ssh(server, { "-tt" }, "127.0.0.1", "GET /wait"), { stdin = true, env = { TERM = "dumb" } })
     pair.wait_for(function() return server:counters().in_flight == 1 end)
     ssh:write "\3"
     assert.equal(4, ssh:wait().code) -- 499
@@ -49,5 +47,21 @@ describe("a message", function()
       server:drain(60, function() ended = true end)
       pair.wait_for(function() return ended end)
     end
+  end)
+
+  it("that was not begun when the next server took over does not hold up a drain, and is not answered", function()
+    local server = pair.new_server { max_channel_in_flight = 1 }
+    server:get("/wait", function() return 200, gates.wait() end)
+    pair.listen(server)
+    local ssh = support.start(support.ssh(server, {}, "-s", "127.0.0.1", "korv"), { stdin = true })
+    ssh:write '{"id":1,"verb":"GET","resource":"/wait"}\n{"id":2,"verb":"GET","resource":"/wait"}\n{"id":3'
+    pair.wait_for(function() return server:counters().in_flight == 1 end)
+    local ended
+    server:leave_sockets()
+    server:drain(60, function() ended = true end)
+    gates.open()
+    pair.wait_for(function() return ended end)
+    local answer = assert(korv.json.decode(ssh:wait().stdout), ssh.stdout) -- there is one
+    assert.same({ 1, 200, "through" }, { answer.request_id, answer.code, answer.body })
   end)
 end)

@@ -96,8 +96,7 @@ end
 
 -- OpenSSH's own, with a stream.
 local function start_ssh(name)
-  local ssh = support.start({ "ssh", "-F", "none", "-i", support.key(name), "-p", tostring(server.port), "-o", "IdentitiesOnly=yes", "-o",
-    "BatchMode=yes", "-o", "UserKnownHostsFile=" .. support.known_hosts(server, "known_ssh"), "-s", "127.0.0.1", "korv" }, { stdin = true })
+  local ssh = support.start(support.ssh(server, { key = support.key(name) }, "-s", "127.0.0.1", "korv"), { stdin = true })
   ssh:write '{"id":1,"verb":"GET","resource":"/ticks","stream":true}\n'
   pair.wait_for(function() return ssh.stdout:find "\n.*\n" or ssh:ended() end)
   return ssh
@@ -195,8 +194,7 @@ for title, more in pairs { ["one process"] = {}, ["two workers"] = { "--workers"
         local scan = support.run { "ssh-keyscan", "-p", tostring(server.port), "-t", "ed25519", "127.0.0.1" }
         return scan.stdout:find(support.read(support.key "next_host" .. ".pub"):match "^%S+ %S+", 1, true)
       end)
-      local ssh = support.run { "ssh", "-F", "none", "-i", support.key "ann", "-p", tostring(server.port), "-o", "IdentitiesOnly=yes",
-        "-o", "BatchMode=yes", "-o", "UserKnownHostsFile=" .. known, "-s", "127.0.0.1", "korv" }
+      local ssh = support.run(support.ssh(server, { key = support.key "ann", known_hosts = known }, "-s", "127.0.0.1", "korv"))
       assert.equal(255, ssh.code)
       assert.is_truthy(ssh.stderr:find("HOST IDENTIFICATION HAS CHANGED", 1, true), ssh.stderr)
       assert_goes_on(ann)

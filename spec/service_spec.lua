@@ -93,9 +93,27 @@ local function ask(port, line)
   return answer
 end
 
+-- A client that what is under way waits for.
+local function hold(port)
+  local client = connect(port)
+  assert.equal("held", client:ask "hold")
+  return client
+end
+
 local function ended(server)
   assert(support.wait_for(function() return server.code end), server:describe "did not end")
   return server.code
+end
+
+-- A server whose next one does not get ready, while that is awaited: itself, its process and the next one's.
+local function with_a_mute_next()
+  local server = start()
+  local pid = serving(server)
+  fate "mute"
+  signal(pid, "sigusr2")
+  local mute = expect(server, "mute (%d+)")
+  alive[#alive + 1] = mute
+  return server, pid, mute
 end
 
 describe("a service", function()
@@ -105,8 +123,7 @@ describe("a service", function()
     it("drains at " .. name, function()
       local server = start()
       serving(server)
-      local client = connect(server.first)
-      assert.equal("held", client:ask "hold")
+      local client = hold(server.first)
       signal(server.pid, name:lower())
       assert.equal(20, (expect(server, "draining (%d+) %d+")))
       assert.matches("ECONNREFUSED", connect(server.first).error)
@@ -122,8 +139,7 @@ describe("a service", function()
   it("is at its end once the time to drain is over", function()
     local server = start(nil, nil, "0.3")
     serving(server)
-    local client = connect(server.first)
-    client:ask "hold"
+    local client = hold(server.first)
     signal(server.pid, "sigterm")
     expect(server, "draining 0.3 %d+")
     expect(server, "drained %d+")
@@ -135,8 +151,7 @@ describe("a service", function()
   it("ends at once at a second signal", function()
     local server = start()
     serving(server)
-    local client = connect(server.first)
-    client:ask "hold"
+    local client = hold(server.first)
     signal(server.pid, "sigterm")
     expect(server, "draining 20 %d+")
     signal(server.pid, "sigint")
@@ -153,8 +168,7 @@ describe("a service", function()
     signal(server.pid, "sighup")
     expect(server, "keys")
     expect(server, "reload")
-    local client = connect(server.first)
-    client:ask "hold"
+    local client = hold(server.first)
     signal(server.pid, "sigterm")
     expect(server, "draining 20 %d+")
     signal(server.pid, "sighup")
@@ -172,8 +186,7 @@ describe("an upgrade", function()
     local server = start()
     local old = serving(server)
     local first, second = server.first, server.second
-    local client = connect(first)
-    assert.equal("held", client:ask "hold")
+    local client = hold(first)
     signal(old, "sigusr2")
     local new = serving(server)
     assert.are_not.equal(old, new)
@@ -236,12 +249,7 @@ describe("an upgrade", function()
   end)
 
   it("kills a next server that does not get ready, and refuses another one meanwhile", function()
-    local server = start()
-    local pid = serving(server)
-    fate "mute"
-    signal(pid, "sigusr2")
-    local mute = expect(server, "mute (%d+)")
-    alive[#alive + 1] = mute
+    local server, pid, mute = with_a_mute_next()
     signal(pid, "sigusr2")
     expect_log(server, "warn no upgrade: one is under way already")
     assert.equal(tostring(pid), ask(server.first, "pid"))
@@ -263,14 +271,8 @@ describe("an upgrade", function()
   end)
 
   it("ends with the server that began it", function()
-    local server = start()
-    local pid = serving(server)
-    fate "mute"
-    signal(pid, "sigusr2")
-    local mute = expect(server, "mute (%d+)")
-    alive[#alive + 1] = mute
-    local client = connect(server.first)
-    client:ask "hold"
+    local server, pid, mute = with_a_mute_next()
+    local client = hold(server.first)
     signal(pid, "sigterm")
     expect(server, "draining 20 %d+")
     expect_log(server, "warn the upgrade is given up")
@@ -283,8 +285,7 @@ describe("an upgrade", function()
   it("is refused by a server that is about to end", function()
     local server = start()
     local pid = serving(server)
-    local client = connect(server.first)
-    client:ask "hold"
+    local client = hold(server.first)
     signal(pid, "sigterm")
     expect(server, "draining 20 %d+")
     signal(pid, "sigusr2")
@@ -297,8 +298,7 @@ describe("an upgrade", function()
   it("takes a first signal for none while the old server drains", function()
     local server = start()
     local old = serving(server)
-    local client = connect(server.first)
-    client:ask "hold"
+    local client = hold(server.first)
     signal(old, "sigusr2")
     serving(server)
     expect(server, "draining 20 %d+")

@@ -13,20 +13,7 @@ local Server = {}
 
 local pids = {} -- of next servers, which are no children of ours
 
-local function words(text)
-  local list = {}
-  for word in text:gmatch "%S+" do list[#list + 1] = word end
-  return list
-end
-
 local function append(list, more) return table.move(more or {}, 1, #(more or {}), #list + 1, list) end
-
---- Whether a process is there and has not ended.
--- @int pid
-function serving.is_running(pid)
-  local stat = support.read("/proc/" .. pid .. "/stat")
-  return stat ~= nil and stat:match "^.*%) (%S)" ~= "Z"
-end
 
 --- The processes that a process has begun and that are there, zombies too.
 -- @int pid
@@ -37,19 +24,11 @@ function serving.children(pid)
   return list
 end
 
---- How many file descriptors a process has open.
--- @int pid
-function serving.descriptors(pid)
-  local count, folder = 0, uv.fs_scandir("/proc/" .. pid .. "/fd")
-  while folder and uv.fs_scandir_next(folder) do count = count + 1 end
-  return count
-end
-
 --- How many file descriptors a process and its children have open.
 -- @int pid
 function serving.all_descriptors(pid)
-  local count = serving.descriptors(pid)
-  for _, child in ipairs(serving.children(pid)) do count = count + serving.descriptors(child) end
+  local count = support.descriptors(pid)
+  for _, child in ipairs(serving.children(pid)) do count = count + support.descriptors(child) end
   return count
 end
 
@@ -75,13 +54,13 @@ end
 --- The command line of a server.
 -- @tparam table options as for `start`
 function serving.argv(options)
-  local argv = append(words(os.getenv "KORV_WRAP" or ""), options.before)
+  local argv = append({}, options.before)
   append(argv, { "lua5.4", support.root .. "/spec/peers/quick_korv.lua", "serve", "--host", "127.0.0.1",
     "--port", tostring(options.port or 0), "--host-key", options.host_key or support.key "host",
     "--authorized-keys", support.authorized_keys "client", "--no-watch" })
-  if options.workers then append(argv, { "--workers", tostring(options.workers) }) end
+  if (options.workers or 1) > 1 then append(argv, { "--workers", tostring(options.workers) }) end
   append(argv, options.arguments)
-  return append(argv, { options.script or support.root .. "/spec/data/serving.lua" })
+  return support.wrapped(append(argv, { options.script or support.root .. "/spec/data/serving.lua" }))
 end
 
 --- Starts a server; it is not known yet whether it listens.
@@ -104,6 +83,32 @@ function serving.start(options)
   local server = serving.launch(options or {})
   server:ready()
   return server
+end
+
+--- What starts servers of so many processes.
+-- @int workers
+-- @treturn function of options, as for `launch`; it returns the Server
+function serving.starter(workers)
+  return function(options)
+    options = options or {}
+    options.workers = workers
+    return serving.start(options)
+  end
+end
+
+--- Reads a stream of items to its end, and raises where one is missing.
+-- @tparam Client client
+-- @int count
+-- @tparam[opt] function came is called after each
+function serving.read_items(client, count, came)
+  local last = 0
+  for item, problem in client:stream("GET", ("/items?n=%d&s=0.05"):format(count)) do
+    if problem then error(problem) end
+    if item.seq ~= last + 1 then error(("item %d came after %d"):format(item.seq, last)) end
+    last = item.seq
+    if came then came() end
+  end
+  if last ~= count then error(("the stream ended with item %d"):format(last)) end
 end
 
 --- Waits until it, or the next server in its place, says that it listens.
@@ -142,7 +147,7 @@ end
 -- @int pid
 -- @number[opt] seconds
 function Server:gone(pid, seconds)
-  serving.await(self, ("process %d has ended"):format(pid), function() return not serving.is_running(pid) end, seconds)
+  serving.await(self, ("process %d has ended"):format(pid), function() return not support.is_running(pid) end, seconds)
 end
 
 --- The workers' processes.

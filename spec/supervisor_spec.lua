@@ -1,169 +1,19 @@
---- The supervisor and its workers, as processes with sockets between them; in place of SSH the workers speak lines
--- (spec/peers/plain_worker.lua).
+--- The supervisor and its workers, as processes with sockets between them: which worker gets a connection, and how workers are started,
+-- replaced and ended. Their reloads are in supervisor_reload_spec.lua.
 
 local child = require "korv.child"
-local korv = require "korv"
 local supervisor = require "korv.supervisor"
+local supervised = require "spec.supervised"
 local support = require "spec.support"
 local uv = require "luv"
 
-local clients = {}
-local count = 0
-
--- Clients ----------------------------------------------------------------------------------------------------------------------------
-
-local Client = {}
-Client.__index = Client
-
-local function connect(parent)
-  local client = setmetatable({ tcp = uv.new_tcp(), text = "" }, Client)
-  clients[#clients + 1] = client
-  client.tcp:connect("127.0.0.1", parent.port, function(problem)
-    client.problem, client.connected = problem, not problem
-    if problem then return client:close() end
-    client.tcp:read_start(function(failed, bytes)
-      if bytes then client.text = client.text .. bytes else client:close(failed or "EOF") end
-    end)
-  end)
-  return client
-end
-
-function Client:close(problem)
-  self.closed, self.problem = true, self.problem or problem
-  if not self.tcp:is_closing() then self.tcp:close() end
-end
-
-function Client:send(line)
-  assert(support.wait_for(function() return self.connected or self.closed end))
-  if not self.closed then self.tcp:write(line .. "\n") end
-  return self
-end
-
--- The next line that came; nil where the connection ended.
-function Client:line(seconds)
-  support.wait_for(function() return self.closed or self.text:find("\n", 1, true) end, seconds)
-  local line, rest = self.text:match "^(.-)\n(.*)$"
-  self.text = rest or self.text
-  return line
-end
-
-function Client:ask(line) return self:send(line):line() end
-
--- Who serves this client.
-function Client:who()
-  local line = assert(self:ask "who", "no answer")
-  local number, pid, generation, name = line:match "^(%d+) (%d+) (%d+) (%S+)$"
-  return { number = tonumber(number), pid = tonumber(pid), generation = tonumber(generation), name = name }
-end
-
--- Supervisors --------------------------------------------------------------------------------------------------------------------------
-
-local function words(text)
-  local list = {}
-  for word in text:gmatch "%S+" do list[#list + 1] = word end
-  return list
-end
-
-local function write_script(parent, script) -- as an editor does it
-  local path = parent.folder .. "/script"
-  local file <close> = assert(io.open(path .. "~", "w"))
-  assert(file:write(korv.json.encode(script)))
-  file:close()
-  assert(os.rename(path .. "~", path))
-end
-
--- Starts one whose socket is there; its workers are about to be.
-local function begin(options, script)
-  count = count + 1
-  local folder = support.path("supervised" .. count)
-  assert(uv.fs_mkdir(folder, 448))
-  write_script({ folder = folder }, script or { name = "first" })
-  local argv = words(os.getenv "KORV_WRAP" or "")
-  table.move({ "lua5.4", support.root .. "/spec/peers/supervising.lua", folder, korv.json.encode(options) }, 1, 4, #argv + 1, argv)
-  local parent = support.start(argv, { stdin = true })
-  parent.folder = folder
-  parent.port = tonumber((parent:line() or ""):match "^port (%d+)$") or error(parent:describe "did not listen")
-  return parent
-end
-
-local function start(options, script)
-  local parent = begin(options, script)
-  local line = parent:line()
-  if line ~= "started " .. (script or { name = "first" }).name then error(parent:describe("said " .. tostring(line))) end
-  return parent
-end
-
-local function order(parent, command)
-  parent:write(command .. "\n")
-  return parent:line()
-end
-
-local function wait_for_log(parent, pattern, seconds)
-  local found = support.wait_for(function() return parent.stderr:find(pattern) ~= nil end, seconds)
-  if not found then error(parent:describe("did not log " .. pattern), 2) end
-  return parent.stderr:match(pattern)
-end
-
-local function events(parent)
-  return support.read(parent.folder .. "/events") or ""
-end
-
-local function wait_for_event(parent, pattern)
-  local found = support.wait_for(function() return events(parent):find(pattern) ~= nil end)
-  if not found then error(parent:describe("had no event " .. pattern .. " but\n" .. events(parent)), 2) end
-end
-
-local function descriptors(process)
-  local n, folder = 0, assert(uv.fs_scandir("/proc/" .. process.pid .. "/fd"))
-  while uv.fs_scandir_next(folder) do n = n + 1 end
-  return n
-end
-
-local function occurrences(text, pattern) return select(2, text:gsub(pattern, "")) end
-
--- One client for each worker, by the worker's number.
-local function crew(parent, workers)
-  local by_number = {}
-  for _ = 1, workers do
-    local client = connect(parent)
-    by_number[client:who().number] = client
-  end
-  for i = 1, workers do assert(by_number[i], "nobody reached worker " .. i) end
-  return by_number
-end
-
-local function is_running(pid)
-  local stat = support.read("/proc/" .. pid .. "/stat")
-  return stat ~= nil and stat:match "^.*%) (%S)" ~= "Z" -- one whose new parent does not care has ended, too
-end
-
-local function wait_until_ready(parent, workers)
-  assert(support.wait_for(function() return order(parent, "ready") == "ready " .. workers end))
-end
-
--- How many of these clients each worker serves, by its number.
-local function tally(list)
-  local shares = {}
-  for _, client in ipairs(list) do client:send "who" end
-  for _, client in ipairs(list) do
-    local number = tonumber(assert(client:line(), "no answer"):match "^%d+")
-    shares[number] = (shares[number] or 0) + 1
-  end
-  return shares
-end
-
-local function connections(parent, n)
-  local list = {}
-  for i = 1, n do list[i] = connect(parent) end
-  return list
-end
+local begin, connect, connections, crew = supervised.begin, supervised.connect, supervised.connections, supervised.crew
+local events, occurrences, order, start = supervised.events, supervised.occurrences, supervised.order, supervised.start
+local tally, wait_for_event, wait_for_log = supervised.tally, supervised.wait_for_event, supervised.wait_for_log
+local wait_until_ready, write_script = supervised.wait_until_ready, supervised.write_script
 
 describe("the supervisor", function()
-  after_each(function()
-    for _, client in ipairs(clients) do client:close() end
-    clients = {}
-    support.finish()
-  end)
+  after_each(supervised.finish)
 
   describe("hands connections over", function()
     it("200 to 4 workers: none has more than one over its share", function()
@@ -220,7 +70,7 @@ describe("the supervisor", function()
       local list = connections(parent, 8)
       for _, client in ipairs(list) do client:send "who" end -- each is connected then, by the kernel
       uv.kill(pid, "sigkill")
-      assert.is_true(support.wait_for(function() return not is_running(pid) end))
+      assert.is_true(support.wait_for(function() return not support.is_running(pid) end))
       uv.kill(parent.pid, "sigcont")
       tally(list)
     end)
@@ -228,7 +78,7 @@ describe("the supervisor", function()
     it("not to one that does not read; what it could not be given is not accepted", function()
       local parent = start { workers = 1, watchdog = 60 }
       local blocked = connect(parent)
-      local before = descriptors(parent)
+      local before = support.descriptors(parent.pid)
       blocked:send "block"
       local list = connections(parent, 600)
       for _, client in ipairs(list) do client:send "who" end
@@ -241,7 +91,7 @@ describe("the supervisor", function()
       end
       assert.is_true(support.wait_for(is_steady))
       assert.is_true(tonumber(held:match "%d+") < 500, held)
-      assert.is_true(descriptors(parent) < before + 10)
+      assert.is_true(support.descriptors(parent.pid) < before + 10)
       assert.equal("stopped", order(parent, "stop"))
     end)
 
@@ -307,7 +157,7 @@ describe("the supervisor", function()
       list[1]:send "block"
       local answered = 0
       local before = uv.hrtime()
-      while is_running(blocked.pid) and uv.hrtime() - before < 15e9 do
+      while support.is_running(blocked.pid) and uv.hrtime() - before < 15e9 do
         assert.equal("done", list[2]:ask "work 0.05")
         answered = answered + 1
       end
@@ -365,169 +215,6 @@ describe("the supervisor", function()
     end)
   end)
 
-  describe("reloads", function()
-    local function all_are(list, generation, name)
-      for i, client in ipairs(list) do
-        local who = client:who()
-        assert.same({ i, generation, name }, { who.number, who.generation, who.name })
-      end
-    end
-
-    it("all workers", function()
-      local parent = start { workers = 3 }
-      local list = crew(parent, 3)
-      all_are(list, 1, "first")
-      write_script(parent, { name = "second" })
-      assert.equal("reloaded", order(parent, "reload"))
-      all_are(list, 2, "second")
-      wait_for_log(parent, "info reloaded: generation 2")
-    end)
-
-    it("none where one fails, and says why once", function()
-      local parent = start { workers = 3 }
-      local list = crew(parent, 3)
-      write_script(parent, { name = "second", fail = 2, message = "app.lua:3: " })
-      assert.equal([[not reloaded: app.lua:3: \xff]], order(parent, "reload"))
-      all_are(list, 1, "first")
-      assert.same({ 3, 0, 2 }, { occurrences(events(parent), "prepare 2"), occurrences(events(parent), "commit"),
-                                 occurrences(events(parent), "discard 2") })
-      write_script(parent, { name = "third" })
-      assert.equal("reloaded", order(parent, "reload"))
-      all_are(list, 2, "third")
-      assert.equal(1, occurrences(parent.stderr, "error not reloaded, generation 1 goes on: app.lua:3: "))
-    end)
-
-    it("none where one ends meanwhile; its successor comes once it can", function()
-      local parent = start { workers = 3 }
-      local list = crew(parent, 3)
-      write_script(parent, { name = "second", die = 3, slow = 0.1 })
-      assert.equal("not reloaded: worker 3 ended while it loaded", order(parent, "reload"))
-      write_script(parent, { name = "third" })
-      wait_until_ready(parent, 3)
-      assert.equal("reloaded", order(parent, "reload"))
-      list[3] = connect(parent)
-      all_are(list, 2, "third")
-    end)
-
-    it("none where one does not answer; that one's answer may still come, and is dropped", function()
-      local parent = start { workers = 2, load_limit = 0 }
-      local list = crew(parent, 2)
-      write_script(parent, { name = "second", hang = 2 })
-      assert.equal("not reloaded: worker 2 did not answer within 5 s", order(parent, "reload"))
-      all_are(list, 1, "first")
-      write_script(parent, { name = "third" })
-      assert.equal("not reloaded: what was to be loaded before has not ended yet", order(parent, "reload"))
-      all_are(list, 1, "first")
-      wait_for_event(parent, "2 discard 2")
-      assert.equal("reloaded", order(parent, "reload"))
-      all_are(list, 2, "third")
-    end)
-
-    it("once more for all who ask meanwhile", function()
-      local parent = start { workers = 2 }
-      local list = crew(parent, 2)
-      write_script(parent, { name = "second", slow = 0.3 })
-      parent:write "reload\n"
-      wait_for_event(parent, "prepare 2")
-      parent:write "reload\nreload\nreload\n"
-      for _ = 1, 4 do assert.equal("reloaded", parent:line()) end
-      all_are(list, 3, "second")
-      assert.equal(4, occurrences(events(parent), "prepare"))
-    end)
-
-    it("when a worker asks, and tells it what came of it", function()
-      local parent = start { workers = 2 }
-      local list = crew(parent, 2)
-      write_script(parent, { name = "second" })
-      assert.equal("reloaded", list[2]:ask "reload")
-      all_are(list, 2, "second")
-      write_script(parent, { name = "third", fail = 1, message = "a slip" })
-      list[1]:send "reload"
-      assert.equal([[a slip\xff]], list[2]:ask "reload")
-      assert.equal([[a slip\xff]], list[1]:line())
-      all_are(list, 2, "second")
-    end)
-
-    it("not without a worker", function()
-      local parent = begin({ workers = 1 }, { name = "first", start_slow = 0.5 })
-      assert.equal("not reloaded: no worker is ready", order(parent, "reload"))
-      assert.equal("started first", parent:line())
-      assert.equal("reloaded", order(parent, "reload"))
-    end)
-
-    it("in a worker that started before and is ready after it: it takes the step alone", function()
-      local parent = start { workers = 2 }
-      local list = crew(parent, 2)
-      write_script(parent, { name = "second", start_slow = 0.5 })
-      uv.kill(list[1]:who().pid, "sigkill")
-      wait_for_event(parent, "1 load 1.*1 load 1")
-      assert.equal("reloaded", order(parent, "reload"))
-      wait_for_event(parent, "1 start 1 .*1 start 1 .*1 prepare 2\n1 commit 2")
-      wait_until_ready(parent, 2)
-      list[1] = connect(parent)
-      all_are(list, 2, "second")
-    end)
-
-    it("in a worker that becomes ready meanwhile: it takes the step with the others", function()
-      local parent = start { workers = 2 }
-      local list = crew(parent, 2)
-      write_script(parent, { name = "second", slow = 1 })
-      uv.kill(list[1]:who().pid, "sigkill")
-      wait_for_log(parent, "another one is started")
-      parent:write "reload\n"
-      wait_for_event(parent, "1 start 1 .*1 start 1 .*1 prepare 2")
-      assert.is_nil(events(parent):find "commit")
-      assert.equal("reloaded", parent:line())
-      wait_until_ready(parent, 2)
-      list[1] = connect(parent)
-      all_are(list, 2, "second")
-      assert.equal(2, occurrences(events(parent), "prepare"))
-    end)
-
-    it("kills a worker that cannot take the step that the others took", function()
-      local parent = start { workers = 2 }
-      local list = crew(parent, 2)
-      write_script(parent, { name = "second", start_slow = 0.5 })
-      uv.kill(list[1]:who().pid, "sigkill")
-      wait_for_event(parent, "1 load 1.*1 load 1")
-      assert.equal("reloaded", order(parent, "reload"))
-      write_script(parent, { name = "third", fail = 1 })
-      wait_for_log(parent, "error worker 1 cannot load generation 2 and is killed: it is broken in 1\\xff")
-      write_script(parent, { name = "fourth" })
-      wait_for_event(parent, "1 start 2 ")
-      wait_until_ready(parent, 2)
-      list[1] = connect(parent)
-      assert.equal(2, list[1]:who().generation)
-    end)
-
-    it("keys, when it is told to or a worker notices", function()
-      local parent = start { workers = 3 }
-      parent:write "keys\n"
-      for i = 1, 3 do wait_for_event(parent, i .. " keys") end
-      local list = crew(parent, 3)
-      local watching = tonumber(events(parent):match "(%d) watch everything")
-      assert.equal(1, occurrences(events(parent), "watch"))
-      assert.equal("told", list[watching]:ask "changed keys")
-      for i = 1, 3 do wait_for_event(parent, i .. " keys.*" .. i .. " keys") end
-    end)
-
-    it("when the one worker that watches notices; another one watches once that is gone", function()
-      local parent = start { workers = 2 }
-      local list = crew(parent, 2)
-      local watching = tonumber(events(parent):match "(%d) watch everything")
-      local other = 3 - watching
-      assert.equal("nobody watches here", list[other]:ask "changed scripts")
-      write_script(parent, { name = "second" })
-      assert.equal("told", list[watching]:ask "changed scripts")
-      wait_for_log(parent, "reloaded: generation 2")
-      all_are(list, 2, "second")
-      uv.kill(list[watching]:who().pid, "sigkill")
-      wait_for_event(parent, other .. " watch everything")
-      assert.equal("told", list[other]:ask "changed scripts")
-      wait_for_log(parent, "reloaded: generation 3")
-    end)
-  end)
-
   describe("ends", function()
     local function refused(parent)
       local client = connect(parent)
@@ -560,7 +247,7 @@ describe("the supervisor", function()
       assert.equal("drained", parent:line())
       local seconds = (uv.hrtime() - before) / 1e9
       assert.is_true(seconds > 3 and seconds < 8, seconds)
-      assert.is_false(is_running(pid))
+      assert.is_false(support.is_running(pid))
     end)
 
     it("while workers are being started, and reloads are under way", function()
@@ -587,7 +274,7 @@ describe("the supervisor", function()
       assert.equal("stopped", order(parent, "stop"))
       parent:wait()
       assert.same({ 0, 0 }, { parent.code, parent.signal })
-      for _, pid in ipairs(pids) do assert.is_false(is_running(pid)) end
+      for _, pid in ipairs(pids) do assert.is_false(support.is_running(pid)) end
     end)
 
     it("its workers when it is killed; they finish what they have", function()
@@ -599,7 +286,7 @@ describe("the supervisor", function()
       uv.kill(parent.pid, "sigkill")
       assert.equal("done", list[3]:line())
       for _, pid in ipairs(pids) do
-        assert.is_true(support.wait_for(function() return not is_running(pid) end))
+        assert.is_true(support.wait_for(function() return not support.is_running(pid) end))
       end
     end)
   end)
@@ -631,37 +318,11 @@ describe("the supervisor", function()
       uv.kill(pid, "sigterm")
       wait_until_ready(parent, 1)
       assert.same({ [2] = 4 }, tally(connections(parent, 4)))
-      assert.is_true(is_running(pid))
+      assert.is_true(support.is_running(pid))
       wait_for_event(parent, "1 drain 5")
       assert.equal("done", list[1]:line())
       wait_for_log(parent, "worker 1 %(pid %d+%) ended with status 0; another one is started in 0.1 s")
       assert.equal(2, list[2]:who().number)
     end)
-  end)
-end)
-
-describe("who asked for a reload and has died", function()
-  local new = child.new
-
-  teardown(function()
-    child.new = new
-    support.finish()
-  end)
-
-  it("is not answered in its successor's place", function()
-    for _, successor in ipairs { "first", "second" } do
-      local told, sent = nil, {}
-      local worker = { name = "worker 1", state = "ready", generation = 1, process = "first", counters = {} }
-      function worker.send(_, message) sent[#sent + 1] = message.kind end
-      child.new = function(_, _, given)
-        told = given
-        return worker
-      end
-      supervisor.new { argv = { "none" }, sockets = { 0 }, workers = 1 }
-      told.message(worker, { kind = "reload" })
-      worker.process = successor
-      told.message(worker, { kind = "prepared", attempt = worker.transaction.attempt })
-      assert.same({ "prepare", "commit", successor == "first" and "reloaded" or nil }, sent)
-    end
   end)
 end)

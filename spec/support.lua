@@ -211,6 +211,21 @@ function Process:rss_bytes()
   return tonumber(support.read("/proc/" .. self.pid .. "/status"):match "VmRSS:%s*(%d+) kB") * 1024
 end
 
+--- Whether a process is there and has not ended; one whose new parent does not care has, too.
+-- @int pid
+function support.is_running(pid)
+  local stat = support.read("/proc/" .. pid .. "/stat")
+  return stat ~= nil and stat:match "^.*%) (%S)" ~= "Z"
+end
+
+--- How many file descriptors a process has open; none where it is not there.
+-- @int pid
+function support.descriptors(pid)
+  local count, open = 0, uv.fs_scandir("/proc/" .. pid .. "/fd")
+  while open and uv.fs_scandir_next(open) do count = count + 1 end
+  return count
+end
+
 --- Runs a command to its end.
 -- @tparam {string,...} argv
 -- @tparam[opt] table options as for start, and `timeout` in seconds
@@ -256,10 +271,39 @@ end
 -- @treturn string its path
 function support.known_hosts(server, name)
   local key = support.read(server.host_key .. ".pub"):match "^%S+ %S+"
-  return support.write(name or "known_hosts", ("[127.0.0.1]:%d %s\n"):format(server.port, key))
+  local line = ("[127.0.0.1]:%d %s\n"):format(server.port, key)
+  name = name or "known_hosts"
+  if support.read(support.path(name)) == line then -- who was started just now may be reading it
+    return support.path(name)
+  end
+  return support.write(name, line)
+end
+
+--- The command line of OpenSSH's `ssh`, kept from everything of this machine's: it has one key, and knows the server's and takes no other.
+-- @tparam table server
+-- @tparam table options those of ssh's own that are added, as a list; and `key`: a path, in place of that of "client"; `known_hosts`: one
+-- @string ... the host, and what comes after it
+-- @treturn {string,...}
+function support.ssh(server, options, ...)
+  local argv = { "ssh", "-F", "none", "-i", options.key or support.key "client", "-p", tostring(server.port), "-o", "IdentitiesOnly=yes",
+    "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "GlobalKnownHostsFile=/dev/null",
+    "-o", "UserKnownHostsFile=" .. (options.known_hosts or support.known_hosts(server, "known_" .. server.port)) }
+  table.move(options, 1, #options, #argv + 1, argv)
+  return table.move({ ... }, 1, select("#", ...), #argv + 1, argv)
 end
 
 -- Servers -------------------------------------------------------------------------------------------------------------------------
+
+--- A server's command line, after what KORV_WRAP puts before it.
+-- @tparam {string,...} argv
+-- @treturn {string,...}
+function support.wrapped(argv)
+  local all = {}
+  for word in wrap:gmatch "%S+" do
+    all[#all + 1] = word
+  end
+  return table.move(argv, 1, #argv, #all + 1, all)
+end
 
 local function await_ready(server, pattern, seconds)
   local line = server:line(seconds) or ""
@@ -272,30 +316,26 @@ local function await_ready(server, pattern, seconds)
   return server
 end
 
-local function words(text)
-  local list = {}
-  for word in text:gmatch "%S+" do
-    list[#list + 1] = word
-  end
-  return list
+--- Waits until a server says that it listens as `korv serve` does. It has to end well then.
+-- @tparam Process server
+-- @treturn Process it, with port, fingerprint, host_key
+function support.listening(server)
+  server.host_key = support.key "host"
+  await_ready(server, "^korv: listening on 127%.0%.0%.1 port (%d+), host key (SHA256:%S+) %((%S+)%)$", DEADLINE)
+  server.must_end_well = true
+  return server
 end
 
 --- Starts `korv serve` on a free port and waits until it listens. It lets the key "client" in.
 -- @string ... scripts to serve, from the checkout's folder
 -- @treturn Process with port, fingerprint, host_key
 function support.serve(...)
-  local host_key = support.key "host"
-  local argv = words(wrap)
-  table.move({ korv, "serve", "--host", "127.0.0.1", "--port", "0", "--host-key", host_key,
-    "--authorized-keys", support.authorized_keys "client" }, 1, 10, #argv + 1, argv)
+  local argv = { korv, "serve", "--host", "127.0.0.1", "--port", "0", "--host-key", support.key "host",
+    "--authorized-keys", support.authorized_keys "client" }
   for _, script in ipairs { ... } do
     argv[#argv + 1] = root .. "/" .. script
   end
-  local server = support.start(argv)
-  server.host_key = host_key
-  await_ready(server, "^korv: listening on 127%.0%.0%.1 port (%d+), host key (SHA256:%S+) %((%S+)%)$", DEADLINE)
-  server.must_end_well = true
-  return server
+  return support.listening(support.start(support.wrapped(argv)))
 end
 
 --- Starts the first korv's server, in Python. It lets the key "client" in.

@@ -15,11 +15,8 @@ local function authorized(name, ...) return support.write(name, table.concat({ .
 
 -- Runs OpenSSH to its end: it asks who it is, and gets 200 where it was let in.
 local function ssh(server, options)
-  local argv = { "ssh", "-F", "none", "-i", options.key or support.key(options.name), "-p", tostring(server.port), "-o",
-    "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=VERBOSE",
-    "-o", "UserKnownHostsFile=" .. support.known_hosts(server, "known_ssh") }
-  table.move(options, 1, #options, #argv + 1, argv)
-  table.move(options.command or { "-s", "127.0.0.1", "korv" }, 1, 3, #argv + 1, argv)
+  local all = { key = options.key or support.key(options.name), "-o", "LogLevel=VERBOSE", table.unpack(options) }
+  local argv = support.ssh(server, all, table.unpack(options.command or { "-s", "127.0.0.1", "korv" }))
   return support.run(argv, { stdin = HELLO, env = { SSH_AUTH_SOCK = "" } })
 end
 

@@ -46,13 +46,8 @@ end
 local function listener(server, load)
   return function()
     while load.running do
-      local client, last = assert(server:dial()), 0
-      for item, problem in client:stream("GET", ("/items?n=%d&s=0.05"):format(ITEMS)) do
-        if problem then error(problem) end
-        if item.seq ~= last + 1 then error(("item %d came after %d"):format(item.seq, last)) end
-        last = item.seq
-      end
-      if last ~= ITEMS then error(("the stream ended with item %d"):format(last)) end
+      local client = assert(server:dial())
+      serving.read_items(client, ITEMS)
       client:close()
       load.streams = load.streams + 1
     end
@@ -78,11 +73,7 @@ local function lines(name)
 end
 
 for _, workers in ipairs { 1, 2 } do
-  local function start(options)
-    options = options or {}
-    options.workers = workers > 1 and workers or nil
-    return serving.start(options)
-  end
+  local start = serving.starter(workers)
 
   describe(("an upgrade of a server of %d process(es)"):format(workers), function()
     setup(pair.begin)
@@ -155,7 +146,7 @@ for _, workers in ipairs { 1, 2 } do
       for _ = 1, 3 do server:ask "/pid" end
       assert.equal(1, select(2, server.stderr:gsub("started the next server", "")))
       server:gone(server.pid)
-      assert.is_true(serving.is_running(pid))
+      assert.is_true(support.is_running(pid))
     end)
 
     it("is told to nobody but the next server", function()
@@ -180,7 +171,7 @@ for _, workers in ipairs { 1, 2 } do
       server:gone(server.pid)
       serving.await(server, "an answer", function() return outcome end)
       assert.equal(200, outcome.code)
-      assert.is_true(serving.is_running(pid))
+      assert.is_true(support.is_running(pid))
       server:ask "/pid"
     end)
 
@@ -220,7 +211,7 @@ for _, workers in ipairs { 1, 2 } do
       local port = free:getsockname().port
       free:close()
       uv.run "nowait"
-      local server = serving.launch { workers = workers > 1 and workers or nil, port = 1, before = { "systemd-socket-activate", "-l",
+      local server = serving.launch { workers = workers, port = 1, before = { "systemd-socket-activate", "-l",
         "127.0.0.1:" .. port, "-E", "KORV_SPEC_FOLDER", "-E", "KORV_SPEC_LINGER" } }
       server:logged "Listening on"
       server.port = port
@@ -246,7 +237,7 @@ describe("a flood of signals", function()
 
   for _, workers in ipairs { 1, 2 } do
     it(("of SIGHUP makes few reloads, with %d process(es)"):format(workers), function()
-      local server = serving.start { workers = workers > 1 and workers or nil }
+      local server = serving.start { workers = workers }
       local client, sent = assert(server:dial()), 2000
       for _ = 1, sent do uv.kill(server.pid, "sighup") end
       local generation
@@ -278,17 +269,17 @@ describe("a worker that stands still", function()
         sockets[i] = uv.new_tcp()
         sockets[i]:connect("127.0.0.1", server.port, function() end)
       end
-      serving.await(server, "the other worker has most", function() return serving.descriptors(pids[2]) > count / 4 end)
+      serving.await(server, "the other worker has most", function() return support.descriptors(pids[2]) > count / 4 end)
       for _, socket in ipairs(sockets) do socket:close() end
-      serving.await(server, "they are gone", function() return serving.descriptors(pids[2]) < 40 end)
+      serving.await(server, "they are gone", function() return support.descriptors(pids[2]) < 40 end)
     end
     hand_over()
     serving.signal(pids[1], "sigstop")
+    for _ = 1, 20 do hand_over() end -- as many as the supervisor's heap grows for, until its collector keeps pace with closed handles
+    local descriptors, bytes = support.descriptors(server.pid), server:rss_bytes()
     for _ = 1, 6 do hand_over() end
-    local descriptors, bytes = serving.descriptors(server.pid), server:rss_bytes()
-    for _ = 1, 6 do hand_over() end
-    assert.is_true(serving.descriptors(server.pid) <= descriptors + 4, serving.descriptors(server.pid))
-    if waiting.is_measured then assert.is_true(server:rss_bytes() - bytes < waiting.MEBIBYTE, server:rss_bytes() - bytes) end
+    assert.is_true(support.descriptors(server.pid) <= descriptors + 4, support.descriptors(server.pid))
+    if waiting.is_measured then assert.is_true(server:rss_bytes() - bytes < waiting.MEBIBYTE / 2, server:rss_bytes() - bytes) end
     assert.equal(pids[2], server:ask "/pid")
     serving.signal(pids[1], "sigcont")
     local is_back

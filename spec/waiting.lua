@@ -18,12 +18,6 @@ local waiting = {
 --- A large count, or a twentieth of it.
 function waiting.scaled(count) return waiting.full and count or math.ceil(count / 20) end
 
-local function words(text)
-  local list = {}
-  for word in text:gmatch "%S+" do list[#list + 1] = word end
-  return list
-end
-
 --- Starts a server with spec/data/waiting.lua in a process of its own, and waits until it listens.
 -- @tparam[opt] table options of korv.server
 -- @tparam[opt] table process `before`: a command that runs it; `keys`: the names of those that are let in; `script`: another one;
@@ -31,36 +25,19 @@ end
 -- @treturn Process as from support.serve
 function waiting.serve(options, process)
   process = process or {}
-  local host_key = support.key "host"
-  local all = { host = "127.0.0.1", port = 0, host_keys = { host_key },
+  local all = { host = "127.0.0.1", port = 0, host_keys = { support.key "host" },
                 authorized_client_keys = support.authorized_keys(table.unpack(process.keys or { "client" })) }
   for name, value in pairs(options or {}) do all[name] = value end
-  local argv = words(os.getenv "KORV_WRAP" or "")
-  table.move(process.before or {}, 1, #(process.before or {}), #argv + 1, argv)
+  local argv = table.move(process.before or {}, 1, #(process.before or {}), 1, {})
   table.move({ "lua5.4", support.root .. "/spec/peers/limited_server.lua", korv.json.encode(all),
     support.root .. "/" .. (process.script or "spec/data/waiting.lua") }, 1, 4, #argv + 1, argv)
-  local server = support.start(argv, { stderr = process.stderr })
-  local line = server:line() or ""
-  server.port = tonumber(line:match "^korv: listening on 127%.0%.0%.1 port (%d+)")
-  if not server.port then
-    server:kill()
-    error(server:describe("did not say that it listens but " .. line), 2)
-  end
-  server.host_key, server.must_end_well = host_key, true
-  return server
+  return support.listening(support.start(support.wrapped(argv), { stderr = process.stderr }))
 end
 
 --- Kills a server that is meant to die.
 function waiting.kill(server)
   server.must_end_well = nil
   server:kill()
-end
-
---- How many file descriptors a process has open.
-function waiting.descriptors(process)
-  local count, folder = 0, uv.fs_scandir("/proc/" .. process.pid .. "/fd")
-  while uv.fs_scandir_next(folder) do count = count + 1 end
-  return count
 end
 
 --- What a server's Lua state holds after a collection: `bytes` and `handles`, asked through a client of it.

@@ -1,6 +1,7 @@
 --- One table of calls through every SSH client that Debian packages: OpenSSH, dropbear's dbclient, PuTTY's plink, asyncssh and paramiko.
 -- A client may lose nothing, complain of nothing on its stderr, wait for nothing, and has to end with the status that the server sent.
 
+local asked = require "spec.asked"
 local cjson = require "cjson"
 local korv = require "korv"
 local pair = require "spec.pair"
@@ -10,7 +11,6 @@ local MIB = 1024 * 1024
 local ADDRESS = "anybody@127.0.0.1"
 
 local gates = {} -- of /gate: functions that let it go on
-local left       -- how often /forever was cancelled
 local modern, compatible -- servers
 
 local function add_endpoints(app)
@@ -18,38 +18,22 @@ local function add_endpoints(app)
   for _, verb in ipairs { "GET", "STORE", "UPDATE", "DELETE" } do
     app:add_callback(verb, "/verb", function(request) return 200, { request.verb, request.body } end)
   end
-  app:store("/same", function(request) return 200, request.body end)
-  app:store("/length", function(request) return 200, #request.body end)
-  app:get("/code/:code", function(request) return math.tointeger(tonumber(request.params.code)), { code = request.params.code } end)
-  app:get("/long", function(request) return 200, ("x"):rep(request.body) end)
-  app:get("/fails", function(request) return 507, ("x"):rep(request.body) end)
   app:get("/items", function(request)
     for i = 1, request.body do request:send(("%04d"):format(i):rep(256)) end
     return 200, "all"
-  end)
-  app:get("/breaks", function(request)
-    request:send(1)
-    return 507, "full"
   end)
   app:get("/gate", function(request)
     request:send(1)
     korv.await(function(resume) gates[#gates + 1] = resume end)
     return 200
   end)
-  app:get("/forever", function(request)
-    local _ <close> = setmetatable({}, { __close = function() left = left + 1 end })
-    request:send "begun"
-    korv.await(function() end)
-  end)
-  return app
+  return asked.add_endpoints(app)
 end
 
 -- The clients: what each is called with, from a server, a way ("exec", "subsystem") and a command or a subsystem's name. Each knows the
 -- server's key and takes no other. Where they keep files at home, that is the specs' folder.
 local function openssh(at, way, text)
-  return { "ssh", "-F", "none", "-p", tostring(at.port), "-i", support.key "client", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
-    "-o", "UserKnownHostsFile=" .. at.known_hosts, "-o", "GlobalKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes",
-    table.unpack(way == "subsystem" and { "-s", ADDRESS, text } or { ADDRESS, "--", text }) }
+  return support.ssh(at, {}, table.unpack(way == "subsystem" and { "-s", ADDRESS, text } or { ADDRESS, "--", text }))
 end
 
 local function dbclient(at, way, text)
@@ -174,7 +158,7 @@ describe("OpenSSH, dbclient, plink, asyncssh and paramiko:", function()
     make_keys()
     modern, compatible = new(), new { ciphers = "compatible" }
   end)
-  before_each(function() gates, left = {}, 0 end)
+  before_each(function() gates, asked.left = {}, 0 end)
   teardown(pair.finish)
 
   for _, call in ipairs(CALLS) do
@@ -202,7 +186,7 @@ describe("OpenSSH, dbclient, plink, asyncssh and paramiko:", function()
         assert.equal('"begun"', process:line(), name)
         process.handle:kill(signal)
         count = count + 1
-        pair.wait_for(function() return left == count end, function() return process:describe "did not cancel" end)
+        pair.wait_for(function() return asked.left == count end, function() return process:describe "did not cancel" end)
         process:wait()
       end)
       assert.equal(5, count)

@@ -46,7 +46,7 @@ end
 local function all_gone(pids)
   return function()
     for _, pid in ipairs(pids) do
-      if serving.is_running(pid) then return false end
+      if support.is_running(pid) then return false end
     end
     return true
   end

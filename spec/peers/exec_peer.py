@@ -3,6 +3,7 @@
 
 signal  sends SIGINT once the command has printed something
 late    opens its channel, says "open" on stdout, and asks for the command when it has read a line from stdin; it sends no input
+again   at a terminal: says "refused" where the command is, asks for a shell on the same channel, and types what it reads from stdin
 
 The other arguments are the port, the key's path and the command. At the end it prints one JSON object: status, stdout, stderr.
 """
@@ -52,9 +53,24 @@ async def run_late(conn, command):
     return await conn.create_session(Session, command)
 
 
+async def run_again(conn, command):
+    ask = asyncssh.SSHClientChannel._make_request
+
+    async def ask_again(chan, request, *args):
+        if await ask(chan, request, *args):
+            return True
+        print("refused", flush=True)
+        return request == b"exec" and await ask(chan, b"shell")
+
+    asyncssh.SSHClientChannel._make_request = ask_again
+    chan, session = await conn.create_session(Session, command, term_type="dumb")
+    chan.write(sys.stdin.read())
+    return chan, session
+
+
 async def main(task, port, key, command):
     async with asyncssh.connect("127.0.0.1", int(port), client_keys=[key], known_hosts=None, config=None) as conn:
-        chan, session = await {"signal": run_signal, "late": run_late}[task](conn, command)
+        chan, session = await {"signal": run_signal, "late": run_late, "again": run_again}[task](conn, command)
         await session.closed.wait()
         print(json.dumps({"status": chan.get_exit_status(), "stdout": session.stdout, "stderr": session.stderr}))
 

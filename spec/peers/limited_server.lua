@@ -1,26 +1,11 @@
---- A server with options that the command line has not: `lua5.4 limited_server.lua OPTIONS SCRIPT…`. OPTIONS is a JSON object of
--- korv.server's options. It says that it listens as `korv serve` does, and serves until SIGTERM.
-local root = arg[0]:match "^(.*)/spec/peers/[^/]*$"
-local build = os.getenv "KORV_BUILD" or root .. "/build"
-package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s"):format(root, root, package.path)
-package.cpath = ("%s/?.so;%s"):format(build, package.cpath)
+--- A server with options that the command line has not: `lua5.4 limited_server.lua OPTIONS SCRIPT…`, as spec/peers/listening.lua has it. It
+-- serves until SIGTERM.
+local listen = dofile(arg[0]:match "^(.*/)" .. "listening.lua")
 
 local korv = require "korv"
-
-local function must(value, message, ...)
-  if value then return value, message, ... end
-  io.stderr:write("limited_server: ", tostring(message), "\n")
-  os.exit(1)
-end
-
-local server = must(korv.server(must(korv.json.decode(arg[1]))))
-must(server:load(table.unpack(arg, 2)))
-must(server:listen())
-local key = server.host_keys[1]
-print(("korv: listening on 127.0.0.1 port %d, host key %s (%s)"):format(server.port, key.fingerprint, key.type))
-io.stdout:flush()
-
 local uv = require "luv"
+
+local server = listen()
 local signal = uv.new_signal()
 signal:start("sigterm", function() server:stop() end)
 signal:unref()
