@@ -2,6 +2,7 @@
 -- KORV_FULL=1, else 50 MB.
 
 local crowd = require "spec.peers.crowd"
+local cut_proxy = require "spec.peers.cut_proxy"
 local korv = require "korv"
 local pair = require "spec.pair"
 local waiting = require "spec.waiting"
@@ -55,6 +56,22 @@ describe("a stream", function()
       end
     end)
   end
+
+  it("of answers to a peer whose socket is full is no reason to give the connection up", function()
+    local own, peers = waiting.serve(), crowd.start()
+    local proxy = cut_proxy.new(own.port)
+    local gzip = crowd.pairings[1]
+    peers:order("open", gzip, { port = proxy.port, name = "asker" })
+    proxy:hold(true)
+    local caller = assert(pair.dial(own))
+    for _ = 1, 40 do
+      peers:order("ask_on", gzip, { name = "asker", each = 4, resource = "/items?n=1&bytes=4000" })
+      assert.equal("hello", caller:get("/hello").body) -- so that the server has taken a turn
+    end
+    proxy:hold(false)
+    assert.same({ asked = 160, answered = 160 }, peers:order("answers", gzip, { name = "asker" }))
+    proxy:close()
+  end)
 
   it("of our client, read slowly, delays only itself and arrives in order", function()
     local own = waiting.serve()

@@ -438,6 +438,8 @@ static void test_members(void **state) {
   expect_member(L, "\"id\"", LUA_TNONE, NULL);
   expect_member(L, "{\"id\":1,}", LUA_TNONE, NULL);
   expect_member(L, "{\"id\":1", LUA_TNONE, NULL);
+  expect_member(L, "{\"id\"", LUA_TNONE, NULL);
+  expect_member(L, "{\"id", LUA_TNONE, NULL);
 }
 
 /* ---- locale ------------------------------------------------------------------------------------------------------------------- */

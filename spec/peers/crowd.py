@@ -131,6 +131,37 @@ class Crowd:
             await asyncio.wait_for(state["reached"].wait(), command.get("timeout", 30))
         return {"items": state["items"]}
 
+    async def open(self, command):
+        """Opens a channel named `name`, on a connection of its own, to ask on."""
+        conn = await connect(self.key, command["port"])
+        state = {"answers": {}, "asked": 0, "arrived": asyncio.Event()}
+
+        def take(response):
+            state["answers"][response["request_id"]] = response["code"]
+            state["arrived"].set()
+
+        state["conn"], (state["chan"], state["sink"]) = conn, await open_channel(conn, command, take)
+        self.streams[command["name"]] = state
+        return {}
+
+    async def ask_on(self, command):
+        """Asks `each` times on a channel that open has opened, without waiting for the answers."""
+        state = self.streams[command["name"]]
+        ids = range(state["asked"], state["asked"] + command["each"])
+        state["chan"].write(b"".join(message(command, id=i, verb="GET", resource=command["resource"]) for i in ids))
+        state["asked"] += command["each"]
+        return {}
+
+    async def answers(self, command):
+        """Waits until all that was asked on a channel is answered, or the connection has ended: how much was asked, and answered with 200."""
+        state = self.streams[command["name"]]
+        while len(state["answers"]) < state["asked"] and not state["sink"].ended.done():
+            state["arrived"].clear()
+            arriving = asyncio.ensure_future(state["arrived"].wait())
+            await asyncio.wait([arriving, state["sink"].ended], return_when=asyncio.FIRST_COMPLETED, timeout=command.get("timeout", 30))
+            arriving.cancel()
+        return {"asked": state["asked"], "answered": sum(code == 200 for code in state["answers"].values())}
+
     async def finish(self, command):
         """Reads a stream on to its end."""
         state = self.streams[command["name"]]

@@ -48,7 +48,7 @@ local function is_due(link) return link.after and link.up + link.down >= link.af
 
 local function forward(link, from, to, direction)
   local count = packet_counter()
-  from:read_start(function(problem, bytes)
+  local function read(problem, bytes)
     if link.is_cut then return end
     if problem or not bytes then
       close(from)
@@ -62,7 +62,10 @@ local function forward(link, from, to, direction)
     to:write(bytes, function()
       if is_due(link) and not link.is_cut then cut(link) end
     end)
-  end)
+  end
+  local function begin() from:read_start(read) end
+  begin()
+  return begin
 end
 
 local function accept(proxy)
@@ -82,7 +85,7 @@ local function accept(proxy)
         far:nodelay(true)
         near:nodelay(true)
         forward(link, near, far, "up")
-        forward(link, far, near, "down")
+        link.read_far = forward(link, far, near, "down")
       end
     end)
   end
@@ -109,6 +112,13 @@ end
 
 --- Cuts the last connection off now.
 function Proxy:cut() cut(self.last) end
+
+--- Leaves unread what the last connection's server sends, or reads it again.
+-- @bool held
+function Proxy:hold(held)
+  local link = self.last
+  if held then link.far:read_stop() else link.read_far() end
+end
 
 --- Stops listening.
 function Proxy:close() close(self.listener) end

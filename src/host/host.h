@@ -39,7 +39,7 @@ typedef struct host_span {
 
 /* A member of the top-level object that the caller wants to know more of than its Lua value. */
 typedef struct host_json_field {
-  const char *name;
+  const char *name; /* ends with a NUL */
   size_t name_len;
   host_span raw; /* out: the value's bytes as they stood in the text, without white space around; at = NULL: no such member */
   int type;      /* out: its Lua type (LUA_TLIGHTUSERDATA is null), or LUA_TNONE */

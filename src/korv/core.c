@@ -3,7 +3,7 @@
 
 #include "korv/korv.h"
 
-/* Timers and handles of the loop outlive the Lua state that loaded us: the code must stay mapped. */
+/* Timers and handles of the loop outlive the Lua state that loaded us, and so does what OpenSSL was given: the code must stay mapped. */
 static void stay_loaded(void) {
   Dl_info self;
   /* NOLINTNEXTLINE(performance-no-int-to-ptr): of a function C makes no pointer to data in any other way */

@@ -51,6 +51,14 @@ static void stay_awake(hub *h, bool awake) {
     uv_idle_stop(&h->idle);
 }
 
+/* While messages of megabytes come and go, the allocator is to keep their pages, in place of mapping, clearing and giving back new ones for
+ * each: with the bounds that glibc comes to by itself once it has freed a block of 32 MiB. Else it has those that it begins with. */
+static void keep_pages(bool keep) {
+  enum { KIB = 1024, MIB = 1024 * KIB };
+  mallopt(M_MMAP_THRESHOLD, keep ? 32 * MIB : 128 * KIB);
+  mallopt(M_TRIM_THRESHOLD, keep ? 64 * MIB : 128 * KIB);
+}
+
 /* Garbage and free pages that large messages left behind would stay until the next burst: Lua collects only as it allocates, and the
  * allocator keeps what it once had. A program with much in memory is collected only where half of that may be garbage: it is not to be
  * held up for little. */
@@ -62,6 +70,7 @@ static void on_rest(uv_timer_t *handle) {
     h->rested_kb = lua_gc(h->L, LUA_GCCOUNT);
   }
   wire_codec_trim(h->codec);
+  keep_pages(false);
   malloc_trim(0);
 }
 
@@ -69,6 +78,7 @@ void hub_burst(hub *h, size_t bytes) {
   h->burst_bytes += bytes;
   if (h->burst_bytes < BURST_BYTES || h->dead) return;
   h->burst_bytes = 0;
+  keep_pages(true);
   uv_timer_start(&h->rest, on_rest, REST_MS, 0);
 }
 
@@ -278,14 +288,6 @@ static void ignore_broken_pipes(void) {
   if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
 }
 
-/* Messages of megabytes come and go. Their pages stay until the server rests (on_rest), in place of being mapped, cleared and given back for
- * each. These are the bounds that glibc comes to by itself once it has freed a block of 32 MiB. */
-static void keep_pages(void) {
-  enum { MIB = 1024 * 1024 };
-  mallopt(M_MMAP_THRESHOLD, 32 * MIB);
-  mallopt(M_TRIM_THRESHOLD, 64 * MIB);
-}
-
 static void open_luv(lua_State *L) {
   lua_getglobal(L, "require");
   lua_pushliteral(L, "luv");
@@ -321,7 +323,6 @@ void hub_open(lua_State *L) {
   if (hub_find(L)) return; /* the module is loaded a second time */
   open_luv(L);
   ignore_broken_pipes();
-  keep_pages();
   hub **box = lua_newuserdatauv(L, sizeof *box, 0);
   *box = NULL;
   lua_createtable(L, 0, 1);
@@ -330,6 +331,7 @@ void hub_open(lua_State *L) {
   lua_setmetatable(L, -2);
   hub *h = calloc(1, sizeof *h);
   if (!h) luaL_error(L, "out of memory");
+  h->second = -1;
   h->loop = luv_loop(L);
   h->luv = luv_data(L, h);
   h->net = net_new(h->loop, h->luv);

@@ -357,6 +357,7 @@ static bool decode(channel *c, const wire_message *m, host_json_field fields[FIE
       [ID] = NAMED("id"), [VERB] = NAMED("verb"), [RESOURCE] = NAMED("resource"), [BODY] = NAMED("body"), [TIMEOUT] = NAMED("timeout"),
       [STREAM] = NAMED("stream"), [CANCEL] = NAMED("cancel"), [PARAMS] = NAMED("params"), [QUERY] = NAMED("query"), [SEND] = NAMED("send"),
   };
+#undef NAMED
   memcpy(fields, named, sizeof named);
   return host_json_decode(c->server->hub->L, m->text, m->len, &c->server->json, fields, FIELDS, err) == 0;
 }

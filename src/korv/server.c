@@ -254,9 +254,8 @@ static bool cancel_one(channel *c, size_t *bytes) {
     return true;
   }
   c->looked_ahead = rc == WIRE_MESSAGE; /* it is not decoded again */
-  c->paused = rc != WIRE_MORE || net_channel_ended(c->net) || wire_reader_broken(c->reader);
-  c->reading = c->paused;
-  net_channel_pause(c->net, c->paused);
+  c->reading = c->paused = rc != WIRE_MORE || net_channel_ended(c->net) || wire_reader_broken(c->reader);
+  if (c->paused) net_channel_pause(c->net, true);
   return false;
 }
 

@@ -119,7 +119,7 @@ static void tell_open(net_channel *c) {
   if (!packets_are_sane(c)) return;
   c->told_open = true;
   c->session->events->channel_open(c->session->owner, c);
-  if (c->paused || c->finishing) return;
+  if (c->session->state != SESSION_OPEN || c->paused || c->finishing) return;
   fetch(c);
   if (net_session_healthy(c->session)) net_session_written(c->session); /* the window's growth may still be with libssh */
 }
@@ -249,6 +249,14 @@ bool net_channel_has_packets(const net_channel *c) { return c->segments.len > si
 /* What libssh has not sent yet is to be sent first, unless it gathers packets on purpose. */
 static bool may_write(const net_session *s) { return s->gathering || !(ssh_get_status(s->ssh) & SSH_WRITE_PENDING); }
 
+/* Mostly the peer has closed it, which is about to be reported. Else nothing more can be said at all. */
+static void not_written(net_channel *c) {
+  if (c->remote_closed)
+    net_channel_abort(c);
+  else
+    net_session_fail(c->session, "EPROTO", "%s", net_session_error(c->session));
+}
+
 size_t net_channel_write(net_channel *c) {
   size_t turn = 0;
   while (c->told_open && c->segments.len && turn < CHUNK_BYTES && may_write(c->session)) {
@@ -257,8 +265,9 @@ size_t net_channel_write(net_channel *c) {
     if (bytes == 0) break;
     int rc = (first->error ? ssh_channel_write_stderr : ssh_channel_write)(c->ssh, wire_buf_at(&c->out), (uint32_t)bytes);
     if (!net_session_healthy(c->session)) break;
-    if (rc < 0) net_channel_abort(c); /* the peer has closed it, which is about to be reported */
-    if (rc <= 0) break;               /* 0: a key exchange is under way */
+    if (rc < 0) not_written(c);
+    if (rc <= 0) break; /* 0: a key exchange is under way */
+    net_session_packet_written(c->session);
     written(c, first, (size_t)rc);
     turn += (size_t)rc;
   }
@@ -299,11 +308,16 @@ static void close_step(net_channel *c) {
   }
 }
 
+bool net_channel_is_parting(const net_channel *c) {
+  return c->finishing && !c->close_sent && !c->opening && (c->segments.len == 0 || ssh_channel_window_size(c->ssh) > 0);
+}
+
 /* libssh sends no CLOSE while its socket buffer holds bytes and tells so only by SSH_AGAIN: so each step waits for the one before. */
 void net_channel_close_out(net_channel *c) {
   if (!c->finishing || c->opening || c->segments.len) return;
   while (!c->close_sent && !(ssh_get_status(c->session->ssh) & SSH_WRITE_PENDING)) {
     close_step(c);
+    ssh_blocking_flush(c->session->ssh, 0); /* an exit status would else stay with libssh, and hold up the next step */
     if (!net_session_healthy(c->session)) return;
   }
 }

@@ -93,9 +93,10 @@ struct net_session {
   int poll_mask;
   unsigned closing_handles;
   session_state state;
-  bool in_reports, in_flushes, told_open, verified, logged_in, gathering;
+  bool in_reports, in_flushes, told_open, verified, logged_in, gathering, full_by_a_byte;
   bool farewell; /* a server's: its peer is told why */
   bool terminals; /* a server's: they are allowed */
+  unsigned corks; /* that hold back what is sent */
   uint64_t seen_bytes; /* of counter.in_bytes: what a report has been asked for */
   uint64_t keepalive_ms, alive_bytes; /* alive_bytes: of counter.in_bytes, at the last look */
   unsigned silent; /* looks without a byte */
@@ -146,6 +147,8 @@ void net_handle_init(net *n, uv_handle_t *h);
 void net_handle_gone(net *n); /* from every close callback */
 void net_error_set(net_error *err, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+void net_session_packet_written(net_session *s); /* to libssh */
+
 /* session.c */
 net_session *net_session_new(net *n, const net_events *events, void *owner);
 bool net_session_watch(net_session *s, net_error *err); /* begins polling libssh's fd */
@@ -186,6 +189,7 @@ bool net_channel_report(net_channel *c);
 void net_channel_read_rest(net_channel *c); /* of a session that is dead: what a server still said */
 size_t net_channel_write(net_channel *c); /* one share, at most about CHUNK_BYTES; returns the bytes written */
 bool net_channel_has_packets(const net_channel *c); /* more than one to write */
+bool net_channel_is_parting(const net_channel *c); /* it has last words to say: output, what ssh exits with, EOF, CLOSE */
 void net_channel_close_out(net_channel *c); /* EOF and close, as far as they can go now */
 void net_channel_free(net_channel *c, bool session_gone);
 bool net_channel_is_over(const net_channel *c); /* closed both ways, and told */

@@ -107,18 +107,41 @@ bool net_report(net *n) {
   return !TAILQ_EMPTY(&n->reports);
 }
 
-/* What is sent meanwhile leaves together. */
-static void cork(net_session *s, bool on) { setsockopt(s->poll_fd, IPPROTO_TCP, TCP_CORK, &(int){on}, sizeof(int)); }
+/* What is sent until the last cork is off leaves together. */
+static void cork(net_session *s, bool on) {
+  if (on)
+    s->corks++;
+  else
+    s->corks--;
+  if (s->corks == (on ? 1 : 0)) setsockopt(s->poll_fd, IPPROTO_TCP, TCP_CORK, &(int){on}, sizeof(int));
+}
+
+static void set_full_by_a_byte(net_session *s, bool on) {
+  if (s->full_by_a_byte == on) return;
+  s->full_by_a_byte = on;
+  setsockopt(s->poll_fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &(int){on}, sizeof(int)); /* 0: the system's own */
+}
 
 /* Several packets are about to be written one by one. libssh would send each by itself; but a socket that is corked and told to count
- * as full by its first unsent byte makes it gather them, for one send when both are undone. */
-static void gather(net_session *s, bool on) {
-  s->gathering = on;
-  cork(s, on);
-  setsockopt(s->poll_fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &(int){on}, sizeof(int)); /* 0: the system's own */
-  if (on || s->state != SESSION_OPEN) return;
-  ssh_blocking_flush(s->ssh, 0);
-  net_session_healthy(s);
+ * as full by its first unsent byte makes it gather them, until it no longer counts as full. Then all leave together. */
+static void begin_gathering(net_session *s) {
+  s->gathering = true;
+  cork(s, true);
+}
+
+/* Only now: the first packet libssh may send without asking the socket again, and it takes EAGAIN for the end. */
+void net_session_packet_written(net_session *s) {
+  if (s->gathering) set_full_by_a_byte(s, true);
+}
+
+static void end_gathering(net_session *s) {
+  s->gathering = false;
+  set_full_by_a_byte(s, false);
+  if (s->state == SESSION_OPEN) {
+    ssh_blocking_flush(s->ssh, 0);
+    net_session_healthy(s);
+  }
+  cork(s, false);
 }
 
 static bool has_packets(const net_session *s) {
@@ -134,7 +157,7 @@ static size_t write_pass(net_session *s) {
   size_t pass = 0;
   if (ssh_get_status(s->ssh) & SSH_WRITE_PENDING) return 0; /* the socket is full: when it no longer is */
   bool gathered = has_packets(s);
-  if (gathered) gather(s, true);
+  if (gathered) begin_gathering(s);
   net_channel *c;
   TAILQ_FOREACH(c, &s->channels, link) {
     pass += net_channel_write(c);
@@ -145,7 +168,7 @@ static size_t write_pass(net_session *s) {
       break;
     }
   }
-  if (gathered) gather(s, false);
+  if (gathered) end_gathering(s);
   return pass;
 }
 
@@ -166,16 +189,17 @@ static void close_channels(net_session *s) {
   }
 }
 
+/* A channel's last output, its exit status, EOF and CLOSE are packets each. */
 static bool has_parting(const net_session *s) {
   net_channel *c;
   TAILQ_FOREACH(c, &s->channels, link) {
-    if (c->finishing && !c->close_sent) return true;
+    if (net_channel_is_parting(c)) return true;
   }
   return false;
 }
 
 static void flush_session(net_session *s) {
-  bool parting = s->state == SESSION_OPEN && has_parting(s); /* the last of its output, its exit status, EOF and CLOSE are packets each */
+  bool parting = s->state == SESSION_OPEN && has_parting(s);
   if (parting) cork(s, true);
   if (s->state == SESSION_OPEN) write_channels(s);
   close_channels(s);

@@ -1,6 +1,7 @@
 /* The random bytes in the padding of every packet. libssh asks OpenSSL for those of one packet at a time, which costs as much as all the
  * rest that the two do for a small packet. So they come out of a page that OpenSSL's generator fills, as OpenSSH's come out of a buffer of
- * arc4random's. Whatever may be a key is longer, and is asked of the generator itself. Knows no session. */
+ * arc4random's. OpenSSL does not tell what it is asked for, so whoever asks for as few bytes gets them from there; but keys and the like
+ * have 16 bytes, or 20 and more, and those are asked of the generator itself. Knows no session. */
 #define OPENSSL_SUPPRESS_DEPRECATED /* RAND_METHOD is: the provider that is to take its place is asked in the slow way */
 #include <openssl/evp.h>
 #include <openssl/rand.h>
@@ -10,7 +11,7 @@
 
 #include "net/internal.h"
 
-enum { PAGE_BYTES = 4096, SMALL_BYTES = 20 }; /* AES has up to 19 of padding; a key has at least 32 */
+enum { PAGE_BYTES = 4096, PADDING_BYTES = 19 /* at most, with AES */, KEY_BYTES = 16 /* the least that one has */ };
 
 /* In a page of its own, which the kernel empties in the child of a fork: a byte is never handed out twice. */
 typedef struct pool {
@@ -39,7 +40,8 @@ static int take(pool *p, unsigned char *to, size_t n) {
 
 static int random_bytes(unsigned char *to, int n) {
   if (n < 0) return 0;
-  if (n > SMALL_BYTES || atomic_flag_test_and_set(&page->taken)) return generate(RAND_get0_private(NULL), to, (size_t)n);
+  bool may_be_padding = n <= PADDING_BYTES && n != KEY_BYTES;
+  if (!may_be_padding || atomic_flag_test_and_set(&page->taken)) return generate(RAND_get0_private(NULL), to, (size_t)n);
   int done = take(page, to, (size_t)n);
   atomic_flag_clear(&page->taken);
   return done;
@@ -54,7 +56,7 @@ static bool map_page(void) {
   return false;
 }
 
-static RAND_METHOD method; /* OpenSSL calls it until the process ends: this code is never unloaded, see CMakeLists.txt */
+static RAND_METHOD method; /* OpenSSL calls it until the process ends: this code is never unloaded (stay_loaded in src/korv/core.c) */
 
 void net_random_open(void) {
   static atomic_flag opened = ATOMIC_FLAG_INIT;

@@ -143,6 +143,7 @@ void net_session_note_input(net_session *s) {
   if (s->counter.in_bytes == s->seen_bytes) return;
   s->seen_bytes = s->counter.in_bytes;
   net_session_changed(s);
+  net_session_written(s); /* as above */
 }
 
 /* libuv tells a reset or a hang-up as EBADF; libssh, asked once more, may have read why. */
