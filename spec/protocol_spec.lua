@@ -161,6 +161,19 @@ describe("the protocol on the wire", function()
     end
   end)
 
+  it("keeps nothing of lines of 15 MiB that were cut off", function()
+    local line = '{"id":1,"verb":"STORE","resource":"/echo","body":"' .. ("x"):rep(15 * MEBIBYTE)
+    local before = server:rss_bytes()
+    for _ = 1, 3 do
+      local done = support.run(support.ssh(server, { "-s" }, "127.0.0.1", "korv"), { stdin = line })
+      assert.matches('"code":400', done.stdout)
+    end
+    if support.patience > 1 then return end
+    support.wait_for(function() return server:rss_bytes() < before + 8 * MEBIBYTE end, 5)
+    local grown = server:rss_bytes() - before
+    assert.is_true(grown < 8 * MEBIBYTE, ("%.1f MiB"):format(grown / MEBIBYTE))
+  end)
+
   describe("to a peer that speaks gzip", function()
     local channel
 

@@ -225,6 +225,7 @@ static void refuse(channel *c, int error, wire_encoding encoding) {
 static bool read_one(channel *c, size_t *bytes) {
   wire_message m;
   wire_buf *in = net_channel_in(c->net);
+  c->large |= in->len > LARGE_BYTES; /* be it of a message that never ends */
   int rc = wire_reader_next(c->reader, in, &m);
   c->looked_ahead = false;
   if (rc == WIRE_MORE && net_channel_ended(c->net)) {
@@ -237,6 +238,7 @@ static bool read_one(channel *c, size_t *bytes) {
     *bytes += m.len;
     request_read(c, &m);
   }
+  c->large |= rc == WIRE_TRUNCATED || rc == WIRE_TOO_LARGE;
   if (rc < 0) refuse(c, rc, m.encoding);
   if (wire_reader_broken(c->reader)) c->ended = true;
   return rc != WIRE_MORE && !c->ended;
