@@ -277,10 +277,11 @@ static bool name_of_field(decoder *d) {
 /* Reads a member's name and the colon behind it, and pushes the name. */
 static bool name(decoder *d) {
   if (peek(d) != '"') return expected(d, d->at, "a name in double quotes");
-  if (!(d->depth == 1 ? name_of_field(d) : string(d))) return false;
+  bool may_be_field = d->depth == 1 && d->n_fields > 0;
+  if (!(may_be_field ? name_of_field(d) : string(d))) return false;
   if (peek(d) != ':') return expected(d, d->at, "':' after a name");
   d->at++;
-  if (d->depth > 1) return true;
+  if (!may_be_field) return true;
   peek(d);
   if (d->field) d->field->raw.at = d->at;
   return true;
