@@ -78,7 +78,7 @@ void hub_burst(hub *h, size_t bytes) {
   h->burst_bytes += bytes;
   if (h->burst_bytes < BURST_BYTES || h->dead) return;
   h->burst_bytes = 0;
-  keep_pages(true);
+  if (!uv_is_active((uv_handle_t *)&h->rest)) keep_pages(true);
   uv_timer_start(&h->rest, on_rest, REST_MS, 0);
 }
 

@@ -175,7 +175,7 @@ static void refused(net_session *s) {
     size_t at = strlen(list);
     if (net_key_describe(d->keys[i], &key, &err)) snprintf(list + at, sizeof list - at, "%s%s", at ? ", " : "", key.fingerprint);
   }
-  net_session_fail(s, "EAUTH", "%s port %d lets none of our keys in (%s): add the public key to its authorized_keys, which a korv server reads at its start", d->host, d->port, list);
+  net_session_fail(s, "EAUTH", "%s port %d lets none of our keys in (%s): add the public key to its authorized_keys", d->host, d->port, list);
 }
 
 /* Which signatures of RSA keys the server takes it tells only after the key exchange, and the library does not wait for that: it would
