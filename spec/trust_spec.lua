@@ -117,7 +117,7 @@ describe("a key", function()
     local line, lines = public "ann", { public "good" }
     local type, blob = line:match "^(%S+) (%S+)"
     for _, tampered in ipairs {
-      (line:gsub("(%w)( ann)$", function(last, rest) return (last == "A" and "B" or "A") .. rest end)), -- another key
+      (line:gsub("(%S)( ann)$", function(last, rest) return (last == "A" and "B" or "A") .. rest end)), -- another key
       type .. " " .. blob:sub(1, -2), "ssh-rsa " .. blob, "ssh-ed25519x " .. blob, type .. "  ann",
       line:gsub("AAAA", "AAAB", 1), blob, "-" .. line, (line:gsub(" ", "\u{A0}", 1)),
     } do
