@@ -4,8 +4,9 @@
 -- where a server had crashed. Should the test run itself be killed, the kernel ends its children (setpriv --pdeathsig).
 -- It knows the command line of korv and nothing of the protocol; what goes over a channel is in spec/peers.
 --
--- Environment: KORV is the command (scripts/korv of this checkout), KORV_WRAP a command put before the server, which also makes every
--- deadline ten times as long. The command is a script that finds its interpreter, so valgrind needs --trace-children=yes.
+-- Environment: KORV is the command (scripts/korv of this checkout), KORV_WRAP a command put before the server. The command is a script that
+-- finds its interpreter, so valgrind needs --trace-children=yes. With KORV_WRAP, or under a checker (valgrind and ASan both come by
+-- LD_PRELOAD), every deadline is ten times as long.
 -- @module spec.support
 
 local uv = require "luv"
@@ -20,7 +21,7 @@ local wrap = os.getenv "KORV_WRAP" or ""
 support.python = "/usr/bin/python3"
 
 --- What every deadline is multiplied by.
-support.patience = wrap == "" and 1 or 10
+support.patience = wrap == "" and not os.getenv "LD_PRELOAD" and 1 or 10
 
 --- The checkout's folder.
 support.root = root
