@@ -148,6 +148,7 @@ void net_handle_gone(net *n); /* from every close callback */
 void net_error_set(net_error *err, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 void net_session_packet_written(net_session *s); /* to libssh */
+void net_session_cork(net_session *s, bool on);  /* what is sent until the last cork is off leaves together */
 
 /* session.c */
 net_session *net_session_new(net *n, const net_events *events, void *owner);
@@ -155,7 +156,7 @@ bool net_session_watch(net_session *s, net_error *err); /* begins polling libssh
 bool net_session_drive(net_session *s);                 /* into an ssh_event of its own */
 void net_session_pump(net_session *s);                  /* reads what there is */
 bool net_session_healthy(net_session *s);               /* after every entry into libssh; marks it dead where it is */
-const char *net_session_error(const net_session *s); /* why libssh gave up */
+const char *net_session_error(const net_session *s);    /* why libssh gave up */
 void net_session_mask(net_session *s);                  /* poll for what is wanted now */
 void net_session_fail(net_session *s, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void net_session_changed(net_session *s); /* something to report */

@@ -107,8 +107,7 @@ bool net_report(net *n) {
   return !TAILQ_EMPTY(&n->reports);
 }
 
-/* What is sent until the last cork is off leaves together. */
-static void cork(net_session *s, bool on) {
+void net_session_cork(net_session *s, bool on) {
   if (on)
     s->corks++;
   else
@@ -126,7 +125,7 @@ static void set_full_by_a_byte(net_session *s, bool on) {
  * as full by its first unsent byte makes it gather them, until it no longer counts as full. Then all leave together. */
 static void begin_gathering(net_session *s) {
   s->gathering = true;
-  cork(s, true);
+  net_session_cork(s, true);
 }
 
 /* Only now: the first packet libssh may send without asking the socket again, and it takes EAGAIN for the end. */
@@ -141,7 +140,7 @@ static void end_gathering(net_session *s) {
     ssh_blocking_flush(s->ssh, 0);
     net_session_healthy(s);
   }
-  cork(s, false);
+  net_session_cork(s, false);
 }
 
 static bool has_packets(const net_session *s) {
@@ -200,10 +199,10 @@ static bool has_parting(const net_session *s) {
 
 static void flush_session(net_session *s) {
   bool parting = s->state == SESSION_OPEN && has_parting(s);
-  if (parting) cork(s, true);
+  if (parting) net_session_cork(s, true);
   if (s->state == SESSION_OPEN) write_channels(s);
   close_channels(s);
-  if (parting) cork(s, false);
+  if (parting) net_session_cork(s, false);
   net_session_note_input(s);
   if (s->state < SESSION_DEAD) net_session_mask(s);
 }

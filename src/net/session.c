@@ -104,10 +104,13 @@ void net_session_close_handles(net_session *s) {
 
 /* ---- life ----------------------------------------------------------------------------------------------------------------------- */
 
-/* The library's last words, where they say more than that the socket was closed. */
+/* The library's last words, where they say more than that the socket was closed. Where it has closed it over what came, they may be of
+ * a write behind that, and an errno that nobody has set: 0, as it was before the library was entered. */
 const char *net_session_error(const net_session *s) {
   const char *what = ssh_get_error(s->ssh);
-  return !what || !*what || strstr(what, "disconnected") ? "the peer closed the connection" : what;
+  if (!what || !*what || strstr(what, "disconnected")) return "the peer closed the connection";
+  if (!strstr(what, "Socket error: Success")) return what;
+  return s->state == SESSION_KEX ? "the handshake failed: there was no algorithm in common, or what came was no SSH" : "what came was no SSH";
 }
 
 bool net_session_healthy(net_session *s) {
@@ -121,6 +124,7 @@ void net_session_pump(net_session *s) {
   int rounds = s->listener && !s->verified ? 1 : PUMP_ROUNDS; /* a stranger may make a few bytes expensive */
   for (int round = 0; round < rounds; round++) {
     uint64_t before = s->counter.in_bytes;
+    errno = 0; /* see net_session_error */
     int rc = ssh_event_dopoll(s->event, 0);
     if (!net_session_healthy(s)) return;
     if (rc == SSH_ERROR) {
