@@ -23,7 +23,9 @@ typedef struct draw {
   unsigned char bytes[DRAW_BYTES];
 } draw;
 
-static int compare(const void *a, const void *b) { return memcmp(a, b, sizeof(draw)); }
+static int compare(const void *a, const void *b) {
+  return memcmp(a, b, sizeof(draw));
+}
 
 static void *fill(void *draws) {
   for (draw *d = draws; d < (draw *)draws + DRAWS; d++)
@@ -116,11 +118,39 @@ static void gives_a_child_different_bytes(void **state) {
   assert_all_differ(draws, BOTH);
 }
 
+static bool generator_fails;
+
+int __wrap_EVP_RAND_generate(EVP_RAND_CTX *, unsigned char *, size_t, unsigned, int, const unsigned char *, size_t);
+int __real_EVP_RAND_generate(EVP_RAND_CTX *, unsigned char *, size_t, unsigned, int, const unsigned char *, size_t);
+
+int __wrap_EVP_RAND_generate(EVP_RAND_CTX *generator, unsigned char *to, size_t n, unsigned strength, int resist, const unsigned char *more,
+                             size_t more_length) {
+  return generator_fails ? 0 : __real_EVP_RAND_generate(generator, to, n, strength, resist, more, more_length);
+}
+
+/* What was in store is given; then whoever asks is told, and nothing that was handed out comes again. */
+static void tells_where_the_generator_fails(void **state) {
+  (void)state;
+  draw *draws = new_draws(DRAWS);
+  unsigned char key[32];
+  size_t given = 0, refused = 0;
+  generator_fails = true;
+  assert_int_equal(RAND_bytes(key, sizeof key), 0);
+  while (RAND_bytes(draws[given].bytes, DRAW_BYTES) == 1) assert_in_range(++given, 0, DRAWS / 2);
+  while (refused < 3 && RAND_bytes(draws[given].bytes, DRAW_BYTES) == 0) refused++;
+  assert_int_equal(refused, 3);
+  generator_fails = false;
+  for (; given < DRAWS; given++) assert_int_equal(RAND_bytes(draws[given].bytes, DRAW_BYTES), 1);
+  assert_int_equal(RAND_bytes(key, sizeof key), 1);
+  assert_all_differ(draws, DRAWS);
+  free(draws);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(is_what_openssl_asks),          cmocka_unit_test(hands_out_each_byte_once),
       cmocka_unit_test(fills_what_was_asked),          cmocka_unit_test(gives_threads_different_bytes),
-      cmocka_unit_test(gives_a_child_different_bytes),
+      cmocka_unit_test(gives_a_child_different_bytes), cmocka_unit_test(tells_where_the_generator_fails),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
