@@ -3,6 +3,7 @@
 local korv = require "korv"
 local pair = require "spec.pair"
 local support = require "spec.support"
+local waiting = require "spec.waiting"
 
 -- Its version in Debian 12 is older than strict key exchange, which is no algorithm but a sign that the server has it.
 local UNKNOWN = "(kex) kex-strict-s-v00@openssh.com   -- [warn] unknown algorithm"
@@ -100,6 +101,26 @@ describe("ssh-audit", function()
     assert.is_true(tonumber(done.stdout) > 75 * 16000000, done.stderr)
     local _, exchanges = done.stderr:gsub("SSH2_MSG_KEXINIT received", "")
     assert.equal(2, exchanges)
+  end)
+
+  -- libfaketime moves the server's clocks.
+  it("keys are exchanged anew after an hour, and every request is answered", function()
+    local clock = support.write("clock", "+0")
+    local server = waiting.serve(nil, { before = { "env", "FAKETIME_NO_CACHE=1", "FAKETIME_TIMESTAMP_FILE=" .. clock, "sh", "-c",
+      'LD_PRELOAD=$(echo /usr/lib/*/faketime/libfaketime.so.1) exec "$@"', "sh" } })
+    local client = support.start(support.ssh(server, { "-v" }, "-s", "127.0.0.1", "korv"), { stdin = true })
+    local function exchanges() return (select(2, client.stderr:gsub("SSH2_MSG_KEXINIT received", ""))) end
+    for hour = 0, 2 do
+      assert(os.rename(support.write("later", "+" .. hour * 3700), clock))
+      for id = 1, 10 do
+        client:write(('{"id":%d,"verb":"GET","resource":"/korv/health"}\n'):format(id))
+        assert.matches('"request_id":' .. id .. ',"code":200', client:line(), nil, true)
+      end
+      assert.is_true(support.wait_for(function() return exchanges() >= hour + 1 end))
+      assert.equal(hour + 1, exchanges())
+    end
+    client:close_stdin()
+    assert.equal(0, client:wait().code)
   end)
 
   it("ciphers is modern or compatible", function()
