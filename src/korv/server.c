@@ -264,8 +264,13 @@ static bool cancel_one(channel *c, size_t *bytes) {
 static bool on_channel_readable(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
-  if (!c || c->ended) return false;
-  if (c->server->draining && c->server->replaced) { /* the next server is asked for the rest */
+  if (!c) return false;
+  if (c->ended) { /* what still comes stays with the library, and the window runs full */
+    net_channel_pause(nc, true);
+    return false;
+  }
+  if (c->server->draining && c->server->replaced) { /* the next server is asked for the rest, which is not to gather here */
+    net_channel_pause(nc, true);
     c->reading = false;
     channel_finish_if_done(c);
     return false;
