@@ -99,6 +99,13 @@ describe("a client that is rude after its log-in", function()
     end)
   end
 
+  for _, what in ipairs { "global request", "channel request", "open", "unknown" } do
+    it("that reads none of SSH's own answers is put out: " .. what, function()
+      assert.is_true(rude("deaf", key(), what).sent < 400000)
+      pair.wait_for_log "warn .*was put out: the peer does not read what it asks for"
+    end)
+  end
+
   it("with key exchanges for little data is put out", function()
     assert.same({ done = 60, lost = true }, rude("exchanges", key(), "in", "100"))
     pair.wait_for_log "warn .*was put out: more than 60 key exchanges for little data"

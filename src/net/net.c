@@ -155,7 +155,7 @@ static bool has_packets(const net_session *s) {
 /* Each channel writes its share. Returns the bytes. */
 static size_t write_pass(net_session *s) {
   size_t pass = 0;
-  if (ssh_get_status(s->ssh) & SSH_WRITE_PENDING) return 0; /* the socket is full: when it no longer is */
+  if (!net_session_has_room(s)) return 0; /* when it has */
   bool gathered = has_packets(s);
   if (gathered) begin_gathering(s);
   net_channel *c;
