@@ -189,7 +189,8 @@ describe("korv call", function()
   it("asks nobody for the passphrase of a key, in PEM, at a terminal", function()
     local path = support.path "encrypted_pem"
     support.run { "ssh-keygen", "-q", "-t", "rsa", "-m", "PEM", "-N", "sesame", "-f", path }
-    local command = ("'%s' call -i '%s' --known-hosts '%s' %s GET /hello"):format(support.korv, path, support.known_hosts(server), address())
+    local command = ("'%s' call -i '%s' --known-hosts '%s' %s GET /hello"):format(support.korv, path, support.known_hosts(server),
+      address())
     local done = support.run({ "script", "--quiet", "--return", "--command", command, "/dev/null" }, { stdin = true }) -- nobody types
     assert.equal(1, done.code)
     assert.is_nil(done.stdout:find "pass phrase")
