@@ -173,6 +173,7 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
   if (!c) return;
+  net_channel_set_data(nc, NULL); /* told once, though something below may raise */
   LIST_REMOVE(c, link);
   request_orphan(c);
   if (!c->server->hub->dead) channel_wake_senders(c, true);
@@ -182,7 +183,6 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   wire_buf_free(&c->senders);
   session_close_drained(c->server, net_channel_session(nc), 1);
   free(c);
-  net_channel_set_data(nc, NULL);
 }
 
 bool channel_is_clogged(const channel *c) { return c->net ? net_channel_queued(c->net) >= c->server->queued_most : c->held; }

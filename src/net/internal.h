@@ -35,6 +35,7 @@ struct net {
   LIST_HEAD(, net_session) sessions;
   LIST_HEAD(, net_listener) listeners;
   session_queue reports; /* something happened */
+  net_session *told;     /* whose report it is now */
   session_queue flushes; /* something is to be written */
 };
 

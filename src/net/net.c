@@ -102,9 +102,19 @@ bool net_report(net *n) {
   while ((s = take(&n->reports, &last))) {
     TAILQ_REMOVE(&n->reports, s, report_link);
     s->in_reports = false;
+    n->told = s;
     report_session(s);
+    n->told = NULL;
   }
   return !TAILQ_EMPTY(&n->reports);
+}
+
+void net_report_broken_off(net *n) {
+  net_session *s = n->told;
+  n->told = NULL;
+  if (!s) return;
+  net_session_fail(s, "ENOMEM", "out of memory for what the peer sent");
+  net_session_changed(s); /* where it was its end that could not be told, that is to be told again */
 }
 
 /* What is sent until the last cork is off leaves together. */
