@@ -186,6 +186,17 @@ describe("korv call", function()
     assert_complains(call_bare("-i", path, address(), "GET", "/hello"), 1, path, "passphrase", "--ssh")
   end)
 
+  it("asks nobody for the passphrase of a key, in PEM, at a terminal", function()
+    local path = support.path "encrypted_pem"
+    support.run { "ssh-keygen", "-q", "-t", "rsa", "-m", "PEM", "-N", "sesame", "-f", path }
+    local command = ("'%s' call -i '%s' --known-hosts '%s' %s GET /hello"):format(support.korv, path, support.known_hosts(server),
+      address())
+    local done = support.run({ "script", "--quiet", "--return", "--command", command, "/dev/null" }, { stdin = true }) -- nobody types
+    assert.equal(1, done.code)
+    assert.is_nil(done.stdout:find "pass phrase")
+    assert.is_truthy(done.stdout:find("give its passphrase", 1, true), done.stdout)
+  end)
+
   it("takes key and known_hosts from ~/.ssh where none are named, and the first key that is let in", function()
     local home = commanding.folder "home"
     commanding.folder "home/.ssh"

@@ -90,6 +90,22 @@ describe("a client that is rude after its log-in", function()
     end
   end
 
+  for _, what in ipairs { "eof", "broken" } do
+    it("that goes on behind its last message costs no memory while a request runs: " .. what, function()
+      local before = uv.resident_set_memory()
+      rude("after_the_end", key(), what)
+      pair.wait_for_log "warn .*was put out: the peer sent data past the channel's window"
+      assert.is_true(support.patience > 1 or uv.resident_set_memory() - before < 16 << 20)
+    end)
+  end
+
+  for _, what in ipairs { "global request", "channel request", "open", "unknown" } do
+    it("that reads none of SSH's own answers is put out: " .. what, function()
+      assert.is_true(rude("deaf", key(), what).sent < 400000)
+      pair.wait_for_log "warn .*was put out: the peer does not read what it asks for"
+    end)
+  end
+
   it("with key exchanges for little data is put out", function()
     assert.same({ done = 60, lost = true }, rude("exchanges", key(), "in", "100"))
     pair.wait_for_log "warn .*was put out: more than 60 key exchanges for little data"

@@ -1,6 +1,7 @@
 --- Keys that change while a server serves: who may log in, whose sessions end, and which host key is shown. With one process, and with two
 -- workers.
 
+local korv = require "korv"
 local pair = require "spec.pair"
 local changing = require "spec.changing"
 local support = require "spec.support"
@@ -61,7 +62,8 @@ local function begin(more)
   end
 end
 
-local function dial(name) return pair.dial(server, { client_keys = { support.key(name) } }) end
+local function dial_to(one, name) return pair.dial(one, { client_keys = { support.key(name) } }) end
+local function dial(name) return dial_to(server, name) end
 
 -- A session with a stream: `over` once that has ended, and why.
 local function session(name)
@@ -244,5 +246,32 @@ describe("the option revoke = \"keep\"", function()
     assert_let_in "cleo"
     assert_goes_on(bob)
     assert_refused "bob"
+  end)
+end)
+
+describe("a function in place of authorized keys", function()
+  setup(pair.begin)
+  teardown(pair.finish)
+
+  it("that fails when it is asked again costs those it was asked about their sessions, as it would refuse them", function()
+    local gone = {}
+    local own = assert(korv.server {
+      host = "127.0.0.1", port = 0, host_keys = { support.key "host" },
+      authorize = function(key)
+        if gone[key.fingerprint] then error "no such user" end
+        return { name = key.fingerprint }
+      end,
+    })
+    own:get("/hello", function() return 200 end)
+    pair.listen(own)
+    local ann, bob = assert(dial_to(own, "ann")), assert(dial_to(own, "bob"))
+    gone[support.fingerprint(support.key "bob")] = true
+    own:reload_keys()
+    local answer, message = bob:get "/hello"
+    assert.is_nil(answer)
+    assert.is_truthy(message:find("whether the key may stay could not be found out", 1, true), message)
+    pair.wait_for_log "error expel: .*no such user"
+    assert.equal(200, ann:get("/hello").code)
+    assert.is_nil((dial_to(own, "bob")))
   end)
 end)

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms  # noqa: E
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: E402
 
 DISCONNECT, IGNORE, SERVICE_REQUEST, SERVICE_ACCEPT, KEXINIT, NEWKEYS, ECDH_INIT, ECDH_REPLY = 1, 2, 5, 6, 20, 21, 30, 31
-AUTH_REQUEST, AUTH_FAILURE, AUTH_SUCCESS, PK_OK = 50, 51, 52, 60
-OPEN, OPENED, OPEN_FAILED, ADJUST, DATA, EXTENDED, REQUEST, SUCCESS = 90, 91, 92, 93, 94, 95, 98, 99
+AUTH_REQUEST, AUTH_FAILURE, AUTH_SUCCESS, PK_OK, GLOBAL = 50, 51, 52, 60, 80
+OPEN, OPENED, OPEN_FAILED, ADJUST, DATA, EXTENDED, EOF, REQUEST, SUCCESS = 90, 91, 92, 93, 94, 95, 96, 98, 99
 
 PATIENCE = float(os.environ.get("RUDE_PATIENCE", "10"))  # seconds for what the server is to do at once
 
@@ -391,6 +391,51 @@ def case_past_window(port, path, way, stderr):
             connection.send(kind + string(bytes(32000)))
             sent += 32000
         connection.await_end()
+    except Lost:
+        pass
+    return {"sent": sent}
+
+
+def case_after_the_end(port, path, end):
+    """Goes on where nothing more is to come: behind EOF, or what nobody can read on behind, while a request runs."""
+    connection = logged_in(port, path)
+    channel = connection.open_channel()
+    connection.data(channel, b'{"id":1,"verb":"GET","resource":"/long"}\n')
+    if end == "eof":
+        connection.send(bytes([EOF]) + struct.pack(">I", channel))
+    else:
+        connection.data(channel, b"\x1f\x8b is no gzip member at all")
+        connection.expect(DATA)
+    sent = 0
+    try:
+        while sent < 8 << 20:
+            connection.data(channel, bytes(32000))
+            sent += 32000
+        connection.await_end()
+    except Lost:
+        pass
+    return {"sent": sent}
+
+
+def case_deaf(port, path, what):
+    """Asks without end for what SSH itself answers, and reads nothing."""
+    connection = logged_in(port, path)
+    channel = connection.open_channel("session")
+    asked = {
+        "global request": bytes([GLOBAL]) + string("x") + b"\1",
+        "channel request": bytes([REQUEST]) + struct.pack(">I", channel) + string("env") + b"\1" + string("A") + string("B"),
+        "open": bytes([OPEN]) + string("x") + struct.pack(">III", 1, 1 << 21, 32768),
+        "unknown": bytes([192]),
+    }[what]
+    sent, batch = 0, []
+    connection.write, write = batch.append, connection.write
+    try:
+        while sent < 400000:
+            connection.send(asked)
+            sent += 1
+            if len(batch) == 1000:
+                write(b"".join(batch))
+                batch.clear()
     except Lost:
         pass
     return {"sent": sent}

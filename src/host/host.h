@@ -84,6 +84,7 @@ typedef void host_task_done(void *owner, host_task *t, lua_State *co, int status
 
 /* A task to be begun: push a function and its arguments on host_task_state(t). Raises for want of memory. */
 host_task *host_task_new(host *h, lua_State *L, host_task_done *done, void *owner);
+void host_task_set_owner(host_task *t, void *owner); /* where it is made later than the task */
 lua_State *host_task_state(const host_task *t);
 void *host_task_owner(const host_task *t, host_task_done *done); /* NULL where done is not the task's */
 

@@ -94,6 +94,7 @@ host_task *host_task_new(host *h, lua_State *L, host_task_done *done, void *owne
   return t;
 }
 
+void host_task_set_owner(host_task *t, void *owner) { t->owner = owner; }
 lua_State *host_task_state(const host_task *t) { return t->co; }
 /* cppcheck-suppress constParameter ; it is a function */
 void *host_task_owner(const host_task *t, host_task_done *done) { return t->done == done ? t->owner : NULL; }

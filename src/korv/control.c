@@ -99,12 +99,15 @@ static void expel_session(net_session *session, void *arg) {
   if (!peer || *peer == LUA_NOREF) return;
   lua_rawgeti(L, LUA_REGISTRYINDEX, e->judge);
   lua_rawgeti(L, LUA_REGISTRYINDEX, *peer);
-  if (!hub_call(e->hub, 1, 1, "expel")) return;
+  if (!hub_call(e->hub, 1, 1, "expel")) { /* as at a log-in, where an error refuses */
+    net_session_close(session, "EREVOKED", "whether the key may stay could not be found out");
+    return;
+  }
   if (lua_isstring(L, -1)) net_session_close(session, "EREVOKED", lua_tostring(L, -1));
   lua_pop(L, 1);
 }
 
-/* server:expel(judge): each peer for whom judge(peer) returns a reason loses its session, and is told the reason. */
+/* server:expel(judge): each peer for whom judge(peer) returns a reason, or raises, loses its session, and is told the reason. */
 static int expel(lua_State *L) {
   server *s = luaL_checkudata(L, 1, KORV_SERVER);
   luaL_checktype(L, 2, LUA_TFUNCTION);

@@ -82,6 +82,13 @@ void hub_burst(hub *h, size_t bytes) {
   uv_timer_start(&h->rest, on_rest, REST_MS, 0);
 }
 
+/* For want of memory: all else that is called in a turn is protected. */
+static void turn_failed(hub *h) {
+  h->beginning = NULL;
+  net_report_broken_off(h->net);
+  hub_log(h, "error", "a turn of the loop failed: %s", lua_tostring(h->L, -1));
+}
+
 static void turn(hub *h) {
   if (h->in_turn || h->dead) return;
   h->in_turn = true;
@@ -91,7 +98,7 @@ static void turn(hub *h) {
   if (lua_pcall(h->L, 1, 1, 0) == LUA_OK)
     more = lua_toboolean(h->L, -1);
   else
-    hub_log(h, "error", "a turn of the loop failed: %s", lua_tostring(h->L, -1));
+    turn_failed(h);
   lua_settop(h->L, 0);
   h->in_turn = false;
   stay_awake(h, more);

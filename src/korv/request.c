@@ -202,9 +202,7 @@ static request *take(channel *c, bool is_queued) {
   r->server = s;
   r->cancel_code = 0;
   r->stream = r->sent = false;
-  r->line = LUA_NOREF;
   r->bytes = 0;
-  r->slot = SLOT_NOTHING;
   r->began_ns = beginning(s->hub, is_queued);
   LIST_INSERT_HEAD(&c->requests, r, link);
   LIST_INSERT_HEAD(&s->hub->requests, r, live);
@@ -240,26 +238,28 @@ static void drop_reserved(lua_State *L, const host_json_field *f) {
 static void begin(channel *c, lua_State *L, const host_json_field *f, double timeout, wire_encoding encoding) {
   server *s = c->server;
   bool is_queued = !c->reader; /* a caller asks, out of Lua: what the endpoint computes is not that code's to answer for */
-  request *r = take(c, is_queued);
-  if (!r) luaL_error(L, "out of memory for a request");
-  r->encoding = encoding;
-  r->id_len = f[ID].raw.len;
-  memcpy(r->id, f[ID].raw.at, f[ID].raw.len);
-  r->stream = f[STREAM].type == LUA_TBOOLEAN && f[STREAM].raw.at[0] == 't';
-  r->table = lua_topointer(L, -1);
-  if (is_queued) r->slot = slot_of(s);
-  if (s->answered != LUA_NOREF) {
-    lua_pushvalue(L, -1);
-    r->line = ref_take(L);
-  }
-  set_deadline(r, s->timeout);
-  set_deadline(r, timeout);
+  int line = LUA_NOREF;
   drop_reserved(L, f);
   lua_rawgeti(L, LUA_REGISTRYINDEX, c->peer);
   lua_setfield(L, -2, "peer");
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->request_meta);
   lua_setmetatable(L, -2);
-  r->task = host_task_new(s->hub->host, L, on_done, r);
+  size_t slot = is_queued ? slot_of(s) : SLOT_NOTHING;
+  host_task *t = host_task_new(s->hub->host, L, on_done, NULL);
+  if (s->answered != LUA_NOREF) lua_pushvalue(L, -1), line = ref_take(L);
+  request *r = take(c, is_queued);
+  if (!r) luaL_error(L, "out of memory for a request");
+  r->task = t; /* and nothing raises any more, which would leave a request that nobody ends */
+  host_task_set_owner(t, r);
+  r->line = line;
+  r->slot = slot;
+  r->encoding = encoding;
+  r->id_len = f[ID].raw.len;
+  memcpy(r->id, f[ID].raw.at, f[ID].raw.len);
+  r->stream = f[STREAM].type == LUA_TBOOLEAN && f[STREAM].raw.at[0] == 't';
+  r->table = lua_topointer(L, -1);
+  set_deadline(r, s->timeout);
+  set_deadline(r, timeout);
   lua_pushvalue(L, -1);
   lua_rawgeti(L, LUA_REGISTRYINDEX, r->generation->handler);
   lua_rotate(L, -2, 1);

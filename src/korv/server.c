@@ -173,6 +173,7 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
   if (!c) return;
+  net_channel_set_data(nc, NULL); /* told once, though something below may raise */
   LIST_REMOVE(c, link);
   request_orphan(c);
   if (!c->server->hub->dead) channel_wake_senders(c, true);
@@ -182,7 +183,6 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   wire_buf_free(&c->senders);
   session_close_drained(c->server, net_channel_session(nc), 1);
   free(c);
-  net_channel_set_data(nc, NULL);
 }
 
 bool channel_is_clogged(const channel *c) { return c->net ? net_channel_queued(c->net) >= c->server->queued_most : c->held; }
@@ -264,8 +264,13 @@ static bool cancel_one(channel *c, size_t *bytes) {
 static bool on_channel_readable(void *owner, net_channel *nc) {
   (void)owner;
   channel *c = net_channel_data(nc);
-  if (!c || c->ended) return false;
-  if (c->server->draining && c->server->replaced) { /* the next server is asked for the rest */
+  if (!c) return false;
+  if (c->ended) { /* what still comes stays with the library, and the window runs full */
+    net_channel_pause(nc, true);
+    return false;
+  }
+  if (c->server->draining && c->server->replaced) { /* the next server is asked for the rest, which is not to gather here */
+    net_channel_pause(nc, true);
     c->reading = false;
     channel_finish_if_done(c);
     return false;

@@ -18,6 +18,7 @@ enum {
   BARE_LOGIN_PACKETS = 16,  /* what a log-in takes beside its attempts, and a few more */
   STRANGER_BYTES = 131072,  /* more than any log-in takes: whoever sends so much without one does something else */
   MIN_PACKET_BYTES = 1024,  /* a peer that takes less per packet is refused */
+  UNREAD_PACKETS = 10000,   /* many times what libssh has to say while a socket is full */
 };
 
 struct net_key {
@@ -34,6 +35,7 @@ struct net {
   LIST_HEAD(, net_session) sessions;
   LIST_HEAD(, net_listener) listeners;
   session_queue reports; /* something happened */
+  net_session *told;     /* whose report it is now */
   session_queue flushes; /* something is to be written */
 };
 
@@ -108,6 +110,7 @@ struct net_session {
   unsigned exchanges; /* of keys, since then */
   struct ssh_callbacks_struct status;
   struct ssh_counter_struct counter, packets; /* of the socket; of what was in it (server) */
+  uint64_t taken_packets; /* of packets.out_packets: when the socket last had room */
   struct ssh_server_callbacks_struct callbacks;
   TAILQ_HEAD(, net_channel) channels;
   size_t channel_count;
@@ -161,6 +164,7 @@ void net_session_mask(net_session *s);                  /* poll for what is want
 void net_session_fail(net_session *s, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void net_session_changed(net_session *s); /* something to report */
 void net_session_written(net_session *s); /* something to flush */
+bool net_session_has_room(net_session *s); /* what was written has left */
 void net_session_note_input(net_session *s); /* after calls that may have read: report what came */
 void net_session_close_handles(net_session *s);
 void net_session_opened(net_session *s); /* logged in, and for a client its first channel is there */

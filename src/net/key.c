@@ -51,6 +51,12 @@ static bool is_private(const char *path, net_error *err) {
   return true;
 }
 
+/* Else OpenSSL would ask for it at the terminal, and everybody would wait for who types there. */
+static int no_passphrase(const char *prompt, char *to, size_t size, int echo, int verify, void *userdata) {
+  (void)prompt, (void)to, (void)size, (void)echo, (void)verify, (void)userdata;
+  return -1;
+}
+
 net_key *net_key_load(const char *path, const char *passphrase, net_error *err) {
   ssh_key key = NULL;
   if (!is_private(path, err)) return NULL;
@@ -58,7 +64,7 @@ net_key *net_key_load(const char *path, const char *passphrase, net_error *err) 
     net_error_set(err, "EACCES", "%s: %s", path, strerror(errno));
     return NULL;
   }
-  if (ssh_pki_import_privkey_file(path, passphrase, NULL, NULL, &key) == SSH_OK) return wrap(key, err);
+  if (ssh_pki_import_privkey_file(path, passphrase, no_passphrase, NULL, &key) == SSH_OK) return wrap(key, err);
   net_error_set(err, "EKEY", "%s: not a private key that can be used%s", path,
                 passphrase ? ", or the passphrase is wrong" : "; if it is encrypted, give its passphrase");
   return NULL;

@@ -102,9 +102,19 @@ bool net_report(net *n) {
   while ((s = take(&n->reports, &last))) {
     TAILQ_REMOVE(&n->reports, s, report_link);
     s->in_reports = false;
+    n->told = s;
     report_session(s);
+    n->told = NULL;
   }
   return !TAILQ_EMPTY(&n->reports);
+}
+
+void net_report_broken_off(net *n) {
+  net_session *s = n->told;
+  n->told = NULL;
+  if (!s) return;
+  net_session_fail(s, "ENOMEM", "out of memory for what the peer sent");
+  net_session_changed(s); /* where it was its end that could not be told, that is to be told again */
 }
 
 void net_session_cork(net_session *s, bool on) {
@@ -154,7 +164,7 @@ static bool has_packets(const net_session *s) {
 /* Each channel writes its share. Returns the bytes. */
 static size_t write_pass(net_session *s) {
   size_t pass = 0;
-  if (ssh_get_status(s->ssh) & SSH_WRITE_PENDING) return 0; /* the socket is full: when it no longer is */
+  if (!net_session_has_room(s)) return 0; /* when it has */
   bool gathered = has_packets(s);
   if (gathered) begin_gathering(s);
   net_channel *c;

@@ -62,6 +62,7 @@ net *net_new(uv_loop_t *loop, void *handle_data);
 void net_free(net *n);
 
 bool net_report(net *n); /* tells what happened; true: there is more to tell, run another turn without waiting */
+void net_report_broken_off(net *n); /* an event has left net_report by longjmp: nobody knows what its session was told of, so that ends */
 bool net_flush(net *n);  /* writes what was committed; true as above */
 bool net_pending(const net *n); /* is there anything for either? */
 

@@ -120,6 +120,19 @@ bool net_session_healthy(net_session *s) {
   return false;
 }
 
+bool net_session_has_room(net_session *s) {
+  if (ssh_get_status(s->ssh) & SSH_WRITE_PENDING) return false;
+  s->taken_packets = s->packets.out_packets;
+  return true;
+}
+
+/* Requests of SSH's own the library answers by itself, and keeps without a bound what the peer does not read. */
+static bool is_read(net_session *s) {
+  if (net_session_has_room(s) || s->packets.out_packets - s->taken_packets <= UNREAD_PACKETS) return true;
+  net_session_fail(s, "EPROTO", "the peer does not read what it asks for");
+  return false;
+}
+
 void net_session_pump(net_session *s) {
   int rounds = s->listener && !s->verified ? 1 : PUMP_ROUNDS; /* a stranger may make a few bytes expensive */
   for (int round = 0; round < rounds; round++) {
@@ -133,6 +146,7 @@ void net_session_pump(net_session *s) {
     }
     if (s->counter.in_bytes - before != 4096) break; /* a short read: the socket is empty */
   }
+  if (!is_read(s)) return;
   if (s->listener && s->state == SESSION_KEX) net_serve_before_log_in(s);
   s->seen_bytes = s->counter.in_bytes;
   if (s->state == SESSION_KEX) { /* nobody is to be told of anything yet: a log-in takes no turns */
