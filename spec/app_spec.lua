@@ -65,6 +65,9 @@ describe("registering", function()
     local a = app.new()
     misuse("GET /x: unknown option 'colour'", a.get, a, "/x", { colour = 1 }, endpoint)
     misuse("GET /x: option 'doc' must be a string %(got a number%)", a.get, a, "/x", { doc = 1 }, endpoint)
+    for _, seconds in ipairs { 0, -1, 0 / 0 } do
+      misuse("GET /x: option 'timeout' must be a positive number of seconds %(got ", a.get, a, "/x", { timeout = seconds }, endpoint)
+    end
     misuse("GET /x: options must be a table, and come before the endpoint", a.get, a, "/x", endpoint, { doc = "d" })
     misuse("must be a function %(got a table%)", a.get, a, "/x", { doc = "d" })
     misuse("must be a function %(got a nil%)", a.delete, a, "/x")
