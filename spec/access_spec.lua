@@ -208,6 +208,15 @@ describe("access", function()
       end)
     end
 
+    it("of a server are its own, whatever becomes of the table", function()
+      local options = { host = "127.0.0.1", port = 0, host_keys = { support.key "host" }, tracebacks = false, ways = { shell = false },
+        authorized_client_keys = support.key "client" .. ".pub" }
+      local own = assert(korv.server(options))
+      options.host, options.port, options.ways.subsystem, options.introspection = "192.0.2.1", -1, false, false
+      listen(add_endpoints(own))
+      assert.equal(200, assert(dial(own)):get("/hello").code)
+    end)
+
     it("max_packet_size, which the first korv needs, is accepted by both", function()
       local own = listen(add_endpoints(new_server { max_packet_size = 2 ^ 31 }))
       assert.equal(200, assert(dial(own, { max_packet_size = 2 ^ 31 })):get("/hello").code)

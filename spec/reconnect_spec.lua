@@ -93,6 +93,16 @@ describe("a client with reconnect", function()
     assert.same({ "hello", "stored", 200 }, { calls[1][1].body, calls[2][1].body, calls[3][1].code })
   end)
 
+  it("comes back to where it was, whatever has become of the table of its options", function()
+    local options = { host = "127.0.0.1", port = server.port, client_keys = { support.key "client" }, reconnect = true,
+      known_hosts = support.known_hosts(server, "known_" .. server.port) }
+    local own <close> = assert(korv.client(options))
+    options.port, options.reconnect, options.client_keys[1] = 1, nil, "none"
+    waiting.kill(server)
+    restart()
+    assert.equal("hello", assert(own:get "/hello").body)
+  end)
+
   it("waits in a coroutine too, and comes back again and again", function()
     for _ = 1, 3 do
       waiting.kill(server)

@@ -396,7 +396,7 @@ Client.__gc = Client.close
 -- @treturn ?string message
 -- @treturn ?string name: `EHOSTKEY` (unknown host), `EHOSTKEYCHANGED`, `EAUTH` (no key is let in), `ECONNREFUSED`, `ETIMEDOUT`, …
 local function new(options)
-  check.check("korv.client", options, OPTIONS, 2)
+  options = check.take("korv.client", options, OPTIONS, 2)
   local self = setmetatable({
     options = options, timeout = options.timeout or TIMEOUT,
     calls = {}, queue = {}, live = {}, pending = 0, last_id = 0, due = math.huge,

@@ -62,6 +62,28 @@ function options.check(what, given, known, level)
   end
 end
 
+local COPIED = { table = true, files = true, ["file or files"] = true }
+
+local function copy_of(value)
+  if type(value) ~= "table" then return value end
+  local copy = {}
+  for key, member in pairs(value) do copy[key] = member end
+  return copy
+end
+
+--- Checks options that are kept: whoever gave them may change the table for the next server or client. Arguments as for `check`.
+-- @tparam string what
+-- @param given
+-- @tparam table known
+-- @tparam int level
+-- @treturn table a copy
+function options.take(what, given, known, level)
+  options.check(what, given, known, level + 1)
+  local own = {}
+  for name, kind in pairs(known) do own[name] = COPIED[kind] and copy_of(given[name]) or given[name] end
+  return own
+end
+
 --- Calls a function of the core, and has what it raises name who gave it the options.
 -- @tparam string what
 -- @tparam int level

@@ -138,7 +138,7 @@ end
 -- @treturn ?string message
 -- @treturn ?string name, such as `EPERM`
 local function new(options)
-  check.check("korv.server", options, OPTIONS, 2)
+  options = check.take("korv.server", options, OPTIONS, 2)
   check_choices(options, 3)
   local files = options.authorized_client_keys or "authorized_keys"
   if options.authorize and options.authorized_client_keys then
