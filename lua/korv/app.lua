@@ -34,7 +34,7 @@ local function check_options(options, known, where, level)
     if type(value) ~= kind then
       error(("%s: option '%s' must be a %s (got a %s)"):format(where, key, kind, type(value)), level + 1)
     end
-    if kind == "number" and not (value > 0) then
+    if kind == "number" and (value <= 0 or value ~= value) then
       error(("%s: option '%s' must be a positive number of seconds (got %s)"):format(where, key, value), level + 1)
     end
   end
