@@ -102,6 +102,15 @@ end
 
 local begin_connecting
 
+-- Keeps a call until there is a connection: with the body that it has now, whatever the caller does to the table meanwhile. One without a
+-- JSON form is refused when it is to be sent.
+local function enqueue(self, call)
+  local body = call.message.body
+  local text = type(body) == "table" and core.json.encode(body)
+  if text then call.message.body = core.json.decode(text) end
+  self.queue[#self.queue + 1] = call
+end
+
 local function submit(self, call)
   uv.update_time()
   call.due = uv.now() + math.ceil((call.timeout + call.grace) * 1000)
@@ -111,7 +120,7 @@ local function submit(self, call)
   if self.channel and not self.ended then
     send(self, call)
   elseif self.options.reconnect and not self.ended then
-    self.queue[#self.queue + 1] = call
+    enqueue(self, call)
     begin_connecting(self)
   else
     finish(self, call, nil, describe(call, self.lost.message), self.lost.name)
