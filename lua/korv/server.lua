@@ -301,27 +301,15 @@ function Server:reload_keys()
   self.host_keys = self.credentials.host_keys
 end
 
-local function add_name(list, path, what)
-  local folder, name = path:match "^(.*)/([^/]+)$"
-  list[#list + 1] = { folder = folder or ".", names = { [name or path] = true }, what = what }
-end
-
--- The file, and where it is a link the one that it leads to.
-local function add_file(list, path, what)
-  add_name(list, path, what)
-  local real = uv.fs_realpath(path)
-  if real then add_name(list, real, what) end
-end
-
 --- What a change of is to be noticed.
 -- @treturn table a list of `{ folder, names, what }`: `names` is a set of files, nil for any *.lua; `what` is `"scripts"` or `"keys"`
 function Server:watched()
   local list = {}
-  for _, path in ipairs(self.credentials.options.authorized_client_keys) do add_file(list, path, "keys") end
-  for _, path in ipairs(self.credentials.options.host_keys) do add_file(list, path, "keys") end
+  for _, path in ipairs(self.credentials.options.authorized_client_keys) do watch.add_file(list, path, "keys") end
+  for _, path in ipairs(self.credentials.options.host_keys) do watch.add_file(list, path, "keys") end
   for _, folder in ipairs(self.generation.folders or {}) do list[#list + 1] = { folder = folder, what = "scripts" } end
   for _, files in ipairs { self.generation.files or {}, self.tried } do
-    for _, file in ipairs(files) do add_file(list, file, "scripts") end
+    for _, file in ipairs(files) do watch.add_file(list, file, "scripts") end
   end
   return list
 end
