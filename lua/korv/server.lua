@@ -190,10 +190,14 @@ function Server:load(...)
   return true
 end
 
+local function watch_anew(server)
+  if server.on_watched then server.on_watched() end
+end
+
 -- What was loaded and does not serve is watched as well: what has to be mended may be among it.
 local function watch_tried(server, files)
   server.tried = files
-  if server.on_watched then server.on_watched() end
+  watch_anew(server)
 end
 
 --- Loads the scripts anew, aside: nothing that is served changes.
@@ -203,7 +207,7 @@ function Server:prepare(number, done)
   if not self.paths then return done(nil, "no scripts to load: server:load names them", "ENOENT") end
   generation.load(self.paths, {
     number = number, state = self.state, base = self.app, limit = self.options.load_limit,
-    reload = function(told) self:reload(told) end,
+    reload = function(told) self:reload(told) end, required = function() watch_anew(self) end,
   }, function(loaded, message, name, files)
     if not loaded then watch_tried(self, files) end
     done(loaded, message, name)
