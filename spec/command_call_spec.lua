@@ -140,6 +140,11 @@ describe("korv call", function()
     end
   end)
 
+  it("logs in as whom the system knows where the environment names nobody", function()
+    local argv = commanding.argv(server, "call", "GET", "/login")
+    assert.equal(0, support.run(argv, { env = { USER = "" } }).code)
+  end)
+
   it("takes port 8022 where HOST names none", function()
     for _, host in ipairs { "127.0.0.1", "[::1]", "localhost" } do
       local done = call_bare("-i", support.key "client", "--known-hosts", support.path "none", "--timeout", "2", host, "GET", "/")

@@ -190,7 +190,7 @@ local function transport_options(self)
     end
   end
   return {
-    host = options.host, port = options.port, user = options.user or os.getenv "USER",
+    host = options.host, port = options.port, user = options.user or identity.user(),
     timeout = self.timeout, keepalive = options.keepalive, accept_new = options.accept_new,
     known_hosts = options.known_hosts ~= false and (options.known_hosts or identity.home "known_hosts") or nil,
     max_message_bytes = options.max_message_bytes, max_packed_bytes = options.max_packed_bytes,
