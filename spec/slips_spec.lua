@@ -26,6 +26,10 @@ describe("a slip", function()
     ["korv.exec: argument 3 must be a string, not a table"] = function() korv.exec { "echo", 1, {} } end,
     ["korv.exec: env must be a table of names to strings, .*got 1 = A=B"] = function() korv.exec({ "env" }, { env = { "A=B" } }) end,
     ["korv.exec: env must be .*got A = table"] = function() korv.exec({ "env" }, { env = { A = {} } }) end,
+    ["client:stream: the callback is the fourth argument, behind the body"] = function() client:stream("GET", "/x", print) end,
+    ["call it with a colon: client:call"] = function() client.call("GET", "/x") end,
+    ["call it with a colon: client:stream"] = function() client.stream("GET", "/x") end,
+    ["korv.await: its argument is a function, .*got a nil"] = function() korv.await() end,
     ["call it with a colon: client:get"] = function() client.get("/x") end,
   } do
     it("is told: " .. what, function() pair.must_raise(what, slip) end)

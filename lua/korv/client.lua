@@ -261,7 +261,8 @@ end
 
 local CALL_OPTIONS = { timeout = "seconds", callback = "function" }
 
-local function check_call(method, verb, resource, options)
+local function check_call(self, method, verb, resource, options)
+  if getmetatable(self) ~= Client then error(("call it with a colon: client:%s(…)"):format(method), 3) end
   if type(verb) ~= "string" then error(("client:%s: the verb must be a string, such as \"GET\""):format(method), 3) end
   if type(resource) ~= "string" then error(("client:%s: the resource must be a string, such as \"/hello\""):format(method), 3) end
   if options ~= nil then check.check("client:" .. method, options, CALL_OPTIONS, 3) end
@@ -277,7 +278,7 @@ end
 -- @treturn ?string message
 -- @treturn ?string name: `ETIMEDOUT`, `ECONNRESET`, `EJSON` (the body has no JSON form), …
 function Client:call(verb, resource, body, options)
-  check_call("call", verb, resource, options)
+  check_call(self, "call", verb, resource, options)
   local callback = options and options.callback
   if callback then
     local call = new_call(self, verb, resource, body, options, function(...) task.spawn(callback, ...) end)
@@ -357,7 +358,8 @@ Client.delete = method "DELETE"
 -- @usage for item, problem in client:stream("GET", "/ticks") do print(problem or item) end
 function Client:stream(verb, resource, body, options)
   if type(options) == "function" then options = { callback = options } end
-  check_call("stream", verb, resource, options)
+  check_call(self, "stream", verb, resource, options)
+  if type(body) == "function" then error("client:stream: the callback is the fourth argument, behind the body", 2) end
   local request = new_call(self, verb, resource, body, nil, nil).message
   request.stream = true
   request.timeout = options and options.timeout or nil
