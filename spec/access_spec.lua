@@ -193,6 +193,7 @@ describe("access", function()
       ["host_keys must be a list of files"] = { host_keys = "key" },
       ["host_keys must name at least one file"] = { host_keys = {} },
       ["port must be an integer from 0 to 65535"] = { port = -1 },
+      ["cpu_limit must be a number of seconds from 0 on, not %-1"] = { cpu_limit = -1 },
       ["tracebacks must be a boolean, not a string"] = { tracebacks = "no" },
       ["max_channels must be an integer"] = { max_channels = 0 },
       ["json must have the functions encode and decode"] = { json = {} },

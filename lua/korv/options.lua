@@ -35,6 +35,13 @@ local KINDS = {
     end
   end,
 
+  ["seconds or 0"] = function(value, name)
+    if type(value) ~= "number" or not (value >= 0 and value <= 1e9) then
+      local got = type(value) == "number" and tostring(value) or kind_of(value)
+      return ("%s must be a number of seconds from 0 on, not %s"):format(name, got)
+    end
+  end,
+
   files = is_files,
 
   ["file or files"] = function(value, name)
@@ -51,7 +58,7 @@ local KINDS = {
 --- Raises where a table has an option that is unknown or of the wrong kind.
 -- @tparam string what is called with them, for the message: `korv.server`
 -- @param given
--- @tparam table known names to kinds: a type's name, `string or false`, `seconds`, `files`, `file or files` or `codec`
+-- @tparam table known names to kinds: a type's name, `string or false`, `seconds`, `seconds or 0`, `files`, `file or files` or `codec`
 -- @tparam int level whose fault it is, as for `error`
 function options.check(what, given, known, level)
   if type(given) ~= "table" then error(("%s: options must be a table, not %s"):format(what, kind_of(given)), level + 1) end

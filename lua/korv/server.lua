@@ -27,8 +27,9 @@ local OPTIONS = {
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
-  max_unauthenticated_per_address = "number", ciphers = "string", login_timeout = "seconds", keepalive = "number", cpu_limit = "number",
-  load_limit = "seconds", drain = "seconds", watch = "boolean", ways = "table", introspection = "string or false",
+  max_unauthenticated_per_address = "number", ciphers = "string", login_timeout = "seconds", keepalive = "number",
+  cpu_limit = "seconds or 0", load_limit = "seconds", drain = "seconds", watch = "boolean", ways = "table",
+  introspection = "string or false",
 }
 
 local CHOICES = { revoke = { "close", "keep" }, ciphers = { "modern", "compatible" } }
