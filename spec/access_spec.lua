@@ -193,6 +193,7 @@ describe("access", function()
       ["host_keys must be a list of files"] = { host_keys = "key" },
       ["host_keys must name at least one file"] = { host_keys = {} },
       ["port must be an integer from 0 to 65535"] = { port = -1 },
+      ["cpu_limit must be a number of seconds from 0 on, not %-1"] = { cpu_limit = -1 },
       ["tracebacks must be a boolean, not a string"] = { tracebacks = "no" },
       ["max_channels must be an integer"] = { max_channels = 0 },
       ["json must have the functions encode and decode"] = { json = {} },
@@ -207,6 +208,15 @@ describe("access", function()
         pair.must_raise("korv%.server: .*" .. what, function() assert(make(options)):stop() end)
       end)
     end
+
+    it("of a server are its own, whatever becomes of the table", function()
+      local options = { host = "127.0.0.1", port = 0, host_keys = { support.key "host" }, tracebacks = false, ways = { shell = false },
+        authorized_client_keys = support.key "client" .. ".pub" }
+      local own = assert(korv.server(options))
+      options.host, options.port, options.ways.subsystem, options.introspection = "192.0.2.1", -1, false, false
+      listen(add_endpoints(own))
+      assert.equal(200, assert(dial(own)):get("/hello").code)
+    end)
 
     it("max_packet_size, which the first korv needs, is accepted by both", function()
       local own = listen(add_endpoints(new_server { max_packet_size = 2 ^ 31 }))

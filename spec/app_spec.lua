@@ -49,10 +49,25 @@ describe("registering", function()
     assert.same({ doc = "what it does" }, a:entry(request("GET", "/x")).options)
   end)
 
+  it("keeps options as they were, whatever becomes of the table", function()
+    local a, options = app.new(), { roles = { "admin" }, timeout = 1 }
+    a:get("/admin", options, endpoint)
+    options.roles[1], options.roles[2], options.timeout = "guest", "admin", 5
+    a:get("/guest", options, endpoint)
+    options.roles = nil
+    a:get("/all", options, endpoint)
+    assert.same({ roles = { "admin" }, timeout = 1 }, a:entry(request("GET", "/admin")).options)
+    assert.same({ roles = { "guest", "admin" }, timeout = 5 }, a:entry(request("GET", "/guest")).options)
+    assert.same({ timeout = 5 }, a:entry(request("GET", "/all")).options)
+  end)
+
   it("raises on misuse, at the line of the script", function()
     local a = app.new()
     misuse("GET /x: unknown option 'colour'", a.get, a, "/x", { colour = 1 }, endpoint)
     misuse("GET /x: option 'doc' must be a string %(got a number%)", a.get, a, "/x", { doc = 1 }, endpoint)
+    for _, seconds in ipairs { 0, -1, 0 / 0 } do
+      misuse("GET /x: option 'timeout' must be a positive number of seconds %(got ", a.get, a, "/x", { timeout = seconds }, endpoint)
+    end
     misuse("GET /x: options must be a table, and come before the endpoint", a.get, a, "/x", endpoint, { doc = "d" })
     misuse("must be a function %(got a table%)", a.get, a, "/x", { doc = "d" })
     misuse("must be a function %(got a nil%)", a.delete, a, "/x")

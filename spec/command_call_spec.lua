@@ -35,6 +35,18 @@ describe("korv call", function()
     assert.is_truthy(done.stdout:find('"list":[1,[],{}]', 1, true), done.stdout)
   end)
 
+  for what, argv in pairs {
+    ["a short body"] = { "call", "GET", "/hello" }, ["a long body"] = { "call", "STORE", "/echo", '"' .. ("x"):rep(100000) .. '"' },
+    ["a string as it is"] = { "call", "STORE", "/echo", '"text"', "--raw" }, ["a stream"] = { "stream", "GET", "/some?n=5" },
+    ["a list of endpoints"] = { "describe" },
+  } do
+    it("ends with status 1 where " .. what .. " cannot be written", function()
+      local words = commanding.argv(server, argv[1], table.unpack(argv, 2))
+      local done = support.run(commanding.concat({ "sh", "-c", 'exec "$@" >/dev/full', "sh" }, words))
+      assert_complains(done, 1, "cannot write to standard output: No space left on device")
+    end)
+  end
+
   it("prints it indented on a terminal", function()
     local command = ("'%s' call -i '%s' --known-hosts '%s' %s GET /hello"):format(support.korv, support.key "client",
       support.known_hosts(server), address())
@@ -126,6 +138,11 @@ describe("korv call", function()
         { env = { USER = "the_user" } })
       assert.same({ 0, '"' .. login .. '"\n', "" }, { done.code, done.stdout, done.stderr })
     end
+  end)
+
+  it("logs in as whom the system knows where the environment names nobody", function()
+    local argv = commanding.argv(server, "call", "GET", "/login")
+    assert.equal(0, support.run(argv, { env = { USER = "" } }).code)
   end)
 
   it("takes port 8022 where HOST names none", function()

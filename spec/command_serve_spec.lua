@@ -57,6 +57,15 @@ describe("korv serve", function()
     end
   end)
 
+  for _, workers in ipairs { "1", "2" } do
+    it("serves with " .. workers .. " worker(s) where stdin and stderr were closed, which lead nowhere then", function()
+      local server = listening(support.start(concat({ "sh", "-c", 'exec "$@" <&- 2>&-', "sh" }, serve_argv("--workers", workers, script))))
+      for _, fd in ipairs { "0", "2" } do assert.equal("/dev/null", uv.fs_readlink(("/proc/%d/fd/%s"):format(server.pid, fd))) end
+      local done = support.run(commanding.argv(server, "call", "GET", "/hello"))
+      assert.equal(0, done.code, done.stderr)
+    end)
+  end
+
   it("takes a free port for port 0", function() assert.not_equal(serve(script).port, serve(script).port) end)
 
   it("serves the scripts of a folder, which may require what lies beside them", function()

@@ -1,6 +1,7 @@
 --- korv keygen: keys that everybody can read.
 
 local korv = require "korv"
+local pair = require "spec.pair"
 local support = require "spec.support"
 local uv = require "luv"
 
@@ -86,6 +87,16 @@ describe("korv keygen", function()
     assert.equal(0, done.code, done.stderr)
     assert.equal("700", mode(home .. "/.ssh"))
     assert.is_truthy(support.read(home .. "/.ssh/id_ed25519.pub"):find(" ann@" .. uv.os_gethostname(), 1, true))
+  end)
+
+  it("names a user by number whom the system does not know, as in a container", function()
+    local path = support.path "of_nobody"
+    local done = pair.program([[
+      uv.os_unsetenv "USER"
+      uv.os_get_passwd = function() return nil, "ENOENT: no such file or directory", "ENOENT" end
+      assert(require "korv.keygen" { file = arg[1] })]], { path })
+    assert.equal(0, done.code, done.stderr)
+    assert.is_truthy(support.read(path .. ".pub"):find((" %d@%s\n"):format(uv.getuid(), uv.os_gethostname()), 1, true))
   end)
 
   it("says why it could not", function()

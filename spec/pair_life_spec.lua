@@ -1,6 +1,7 @@
 --- A server and a client of korv's, mostly both in this process: what becomes of calls and of their errors in the life of a connection, of
 -- a client and of a server.
 
+local core = require "korv.core"
 local gates = require "spec.gates"
 local korv = require "korv"
 local pair = require "spec.pair"
@@ -94,6 +95,31 @@ describe("a server and a client", function()
         outer = own
       end
       assert.equal("ECLOSED", select(3, outer:get "/hello"))
+    end)
+
+    it("a stream that has ended is forgotten, and so are a client that has had one and a timer that has run", function()
+      local seen, first = setmetatable({}, { __mode = "k" }), server:counters().connections
+      pair.in_task(function()
+        local own = assert(korv.client { host = "127.0.0.1", port = server.port, client_keys = { support.key "client" },
+          known_hosts = support.known_hosts(server, "known_" .. server.port) })
+        seen[own] = true
+        for _, resource in ipairs { "/hello", "/nowhere" } do
+          local next_item, stream = own:stream("GET", resource)
+          seen[stream] = true
+          while next_item(stream) do end
+        end
+        korv.await(function(resume)
+          local timer
+          timer = core.timer(function() resume(timer) end)
+          seen[timer] = true
+          timer:start(0.01)
+        end)
+      end)
+      pair.wait_for(function()
+        collectgarbage()
+        return next(seen) == nil
+      end)
+      pair.wait_for(function() return server:counters().connections == first end)
     end)
 
     it("uv.walk goes over all handles", function()

@@ -93,6 +93,29 @@ describe("a client with reconnect", function()
     assert.same({ "hello", "stored", 200 }, { calls[1][1].body, calls[2][1].body, calls[3][1].code })
   end)
 
+  it("sends a body as it was when the call was made", function()
+    waiting.kill(server)
+    pair.wait_for(function() return not client.transport end)
+    local body, list = { n = 1, of = { 2.0 } }, korv.array {}
+    local calls = { begin(client, "STORE", "/echo", body), begin(client, "STORE", "/echo", list), begin(client, "STORE", "/echo", print) }
+    body.n, body.of[1], list[1] = 2, "x", "y"
+    restart()
+    pair.wait_for(ended(table.unpack(calls)))
+    assert.same({ n = 1, of = { 2.0 } }, calls[1][1].body)
+    assert.equal("[]", korv.json.encode(calls[2][1].body))
+    assert.equal("EJSON", calls[3][3])
+  end)
+
+  it("comes back to where it was, whatever has become of the table of its options", function()
+    local options = { host = "127.0.0.1", port = server.port, client_keys = { support.key "client" }, reconnect = true,
+      known_hosts = support.known_hosts(server, "known_" .. server.port) }
+    local own <close> = assert(korv.client(options))
+    options.port, options.reconnect, options.client_keys[1] = 1, nil, "none"
+    waiting.kill(server)
+    restart()
+    assert.equal("hello", assert(own:get "/hello").body)
+  end)
+
   it("waits in a coroutine too, and comes back again and again", function()
     for _ = 1, 3 do
       waiting.kill(server)

@@ -4,6 +4,8 @@
 local numbered = require "spec.numbered"
 local pair = require "spec.pair"
 local changing = require "spec.changing"
+local korv = require "korv"
+local support = require "spec.support"
 local uv = require "luv"
 local waiting = require "spec.waiting"
 
@@ -219,6 +221,34 @@ describe("reloads under load, noticed by nobody:", function()
     local server, way = changing.command { "--workers", "2", "--log-level", "error", folder }, to(folder)
     run(server, { way.checkout, way.ask, way.rename_into_place, way.write_in_place }, { "syntax", "runtime", "duplicate" },
       waiting.scaled(300))
+  end)
+end)
+
+describe("a module that only an endpoint requires", function()
+  setup(pair.begin)
+  teardown(pair.finish)
+
+  it("is loaded anew when it changes, and so is one that did not load", function()
+    local script = support.write("late_script.lua", [[return function(app)
+      app:get("/late", function() return 200, { require "late", app.generation } end)
+    end]])
+    support.write("late.lua", "return 1")
+    local server = changing.command { "--log-level", "error", script }
+    local client = assert(pair.dial(server))
+    local function answers(...)
+      local wanted, response = { ... }, nil
+      pair.wait_for(function()
+        response = client:get "/late"
+        return response.body[1] == wanted[1] and response.body[2] == wanted[2]
+      end, function() return korv.json.encode(response) end)
+    end
+    answers(1, 1)
+    support.write("late.lua", "return 2")
+    answers(2, 2)
+    support.write("late.lua", "return 2 +")
+    pair.wait_for(function() return client:get("/late").code == 500 end)
+    support.write("late.lua", "return 3")
+    answers(3, 4)
   end)
 end)
 

@@ -165,6 +165,7 @@ describe("cpu_limit", function()
   end)
 
   it("is a number", function()
-    assert.has_error(function() korv.server { cpu_limit = "1" } end, "korv.server: cpu_limit must be a number, not a string")
+    assert.has_error(function() korv.server { cpu_limit = "1" } end,
+      "korv.server: cpu_limit must be a number of seconds from 0 on, not a string")
   end)
 end)

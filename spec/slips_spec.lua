@@ -22,6 +22,14 @@ describe("a slip", function()
     ["app:post: the verbs are get, store, update and delete; try app:store"] = function() app.new():post("/x", print) end,
     ["client:put: the verbs are .* try client:update"] = function() client:put("/x", 1) end,
     ["client:get: the callback is the third argument"] = function() client:get("/x", print) end,
+    ["korv.exec: argument 2 must be a string, not a nil"] = function() korv.exec { "echo", nil, "x" } end,
+    ["korv.exec: argument 3 must be a string, not a table"] = function() korv.exec { "echo", 1, {} } end,
+    ["korv.exec: env must be a table of names to strings, .*got 1 = A=B"] = function() korv.exec({ "env" }, { env = { "A=B" } }) end,
+    ["korv.exec: env must be .*got A = table"] = function() korv.exec({ "env" }, { env = { A = {} } }) end,
+    ["client:stream: the callback is the fourth argument, behind the body"] = function() client:stream("GET", "/x", print) end,
+    ["call it with a colon: client:call"] = function() client.call("GET", "/x") end,
+    ["call it with a colon: client:stream"] = function() client.stream("GET", "/x") end,
+    ["korv.await: its argument is a function, .*got a nil"] = function() korv.await() end,
     ["call it with a colon: client:get"] = function() client.get("/x") end,
   } do
     it("is told: " .. what, function() pair.must_raise(what, slip) end)
@@ -44,6 +52,17 @@ describe("a slip", function()
       print((select(2, korv.exec({ "pwd" }, { cwd = "/no-such-folder" }))))]], {})
     assert.same({ 0, 0, "" }, { done.code, done.signal, done.stderr })
     assert.matches("^no%-such%-program: ENOENT.*\npwd: its folder /no%-such%-folder does not exist\n$", done.stdout)
+  end)
+
+  it("a zero byte among what a program is given is told, and cuts nothing off", function()
+    for what, call in pairs {
+      ["touch: argument 2"] = { { "touch", support.path "a\0b" } }, ["pwd: a variable of env"] = { { "pwd" }, { env = { A = "a\0b" } } },
+      ["pwd: cwd"] = { { "pwd" }, { cwd = "/\0b" } }, ["pw\\0d: argument 1"] = { { "pw\0d" } },
+    } do
+      assert.same({ nil, what .. " has a zero byte in it, which no program can be given", "EINVAL" }, { korv.exec(table.unpack(call)) })
+    end
+    assert.is_nil(support.read(support.path "a"))
+    assert.equal("5 7\n", korv.exec { "echo", 5, "7" }.stdout)
   end)
 
   it("a server loads scripts as the command does", function()
@@ -72,13 +91,14 @@ describe("a slip", function()
   it("in a finalizer that runs when korv has gone is an error there, and the end of the program is a good one", function()
     local path = support.write("late.lua", [[
       local core
+      local unasked = { log_write = true, make_key = true } -- which make a line and a file
       local function try(name, ...)
         local ok, problem = pcall(core[name], ...)
         return not ok and problem:find "the program is ending" and name
       end
       local late = setmetatable({}, { __gc = function() -- made before korv, so it goes after it
         for name, value in pairs(core) do
-          if type(value) == "function" and name ~= "log_write" then print(try(name, 1) or try(name, print) or try(name, {}) or "-") end
+          if type(value) == "function" and not unasked[name] then print(try(name, 1) or try(name, print) or try(name, {}) or "-") end
         end
       end })
       core = require "korv.core"

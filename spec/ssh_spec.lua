@@ -65,9 +65,11 @@ describe("over ssh,", function()
     end)
 
     it("hands on the port, the key and the known hosts that it is given", function()
-      local done = call("-i", support.key "client", "--known-hosts", support.known_hosts(server, "named_hosts"),
-        "somebody@127.0.0.1:" .. server.port, "GET", "/hello")
-      assert.same({ 0, "" }, { done.code, done.stderr })
+      for _, name in ipairs { "named_hosts", [[hosts "named" with %h and \ ]] } do
+        local done = call("-i", support.key "client", "--known-hosts", support.known_hosts(server, name),
+          "somebody@127.0.0.1:" .. server.port, "GET", "/hello")
+        assert.same({ 0, "" }, { done.code, done.stderr })
+      end
     end)
 
     it("refuses an unknown host, and adds it with --accept-new", function()

@@ -37,6 +37,10 @@ local function add_endpoints(server)
     send_all(request, 1, 2)
     error "after two"
   end)
+  server:get("/no-code", function(request)
+    request:send(1)
+    return "done"
+  end)
   server:get("/abort", function(request)
     send_all(request, 1)
     korv.abort(409, { reason = "conflict" })
@@ -180,6 +184,9 @@ describe("a stream", function()
         assert.equal("500", response.code)
         assert.matches("^{.*after two", response.body)
         assert.same({ "409", '{"reason":"conflict"}' }, { ask("/abort", 1, "")[1].code, ask("/abort", 1, "")[1].body })
+        response = ask("/no-code", 1, "")[1]
+        assert.equal("500", response.code)
+        assert.matches("^{.*returned a string as its code", response.body)
       end)
 
       it("leaves out an item without a JSON form, which raises and names the path", function()

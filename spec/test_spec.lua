@@ -201,7 +201,7 @@ describe("korv.test", function()
       items = t:stream("GET", "/ticking", nil, { timeout = 0.05 })
       repeat until items() == nil
       assert.equal(504, items.code)
-      assert.same({ nil }, { t:stream("STORE", "/three", print)() })
+      assert.same({ nil, "STORE /three: body: a function has no JSON form", "EJSON" }, { t:stream("STORE", "/three", print)() })
     end)
 
     it("and an endpoint without a pause waits for the reader, and is cancelled when the loop is left", function()
@@ -422,6 +422,9 @@ describe("korv.test", function()
       ["korv.test: give paths, or one app, and options last %(a string"] = function() korv.test(korv.app(), "a.lua") end,
       ["korv.test: unknown option 'peers'"] = function() korv.test(korv.app(), { peers = {} }) end,
       ["korv.test: peer: unknown option 'nmae'"] = function() korv.test(korv.app(), { peer = { nmae = "ann" } }) end,
+      ["korv.test: cpu_limit must be a number of seconds from 0 on, not %-?nan"] = function()
+        korv.test(korv.app(), { cpu_limit = -(0 / 0) })
+      end,
       ["korv.test: timeout must be"] = function() korv.test(korv.app(), { timeout = -1 }) end,
       ["call it with a colon: t:get"] = function() t.get "/x" end,
       ["test:get: the resource must be a string"] = function() t:get() end,

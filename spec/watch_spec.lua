@@ -196,6 +196,40 @@ describe("a watched folder", function()
   end)
 end)
 
+describe("a watched file", function()
+  setup(function() count = 0 end)
+  teardown(support.finish)
+
+  -- A release is a folder, `current` a link to one of them, and what is served a link to a link through that.
+  it("may be behind links to files and folders, each of which may change", function()
+    begin {}
+    shell('mkdir "$1/r1" "$1/r2"; touch "$1/r1/a.lua" "$1/r2/a.lua" "$1/b.lua"; ln -s r1 "$1/current"; ln -s current/a.lua "$1/link.lua"; '
+      .. 'mkdir "$1/served"; ln -s "$1/link.lua" "$1/served/app.lua"', folder)
+    local list = { { folder = folder .. "/keys", names = { keys = true }, what = "keys" } }
+    watch.add_file(list, folder .. "/served/app.lua", "scripts")
+    watched:set(list)
+    is_change(function() shell('ln -sfn r2 "$1/current"', folder) end)
+    flush()
+    is_one_change(function() shell('touch "$1/r2/a.lua"', folder) end)
+    is_change(function() shell('ln -sfn b.lua "$1/link.lua"', folder) end)
+    is_no_change(function() shell('touch "$1/r1/a.lua"', folder) end)
+    watched:close()
+    uv.run "nowait"
+  end)
+
+  it("may be a link that leads in a circle, or nowhere", function()
+    begin {}
+    shell('ln -s b.lua "$1/a.lua"; ln -s a.lua "$1/b.lua"; ln -s gone/c.lua "$1/c.lua"', folder)
+    local list = {}
+    watch.add_file(list, folder .. "/a.lua", "scripts")
+    assert.equal(41, #list)
+    watch.add_file(list, folder .. "/c.lua", "scripts")
+    assert.same({ folder .. "/gone", { ["c.lua"] = true } }, { list[43].folder, list[43].names })
+    watched:close()
+    uv.run "nowait"
+  end)
+end)
+
 describe("a program that watches", function()
   local PROGRAM = [[
     local uv, watch, log = require "luv", require "korv.watch", require "korv.log"

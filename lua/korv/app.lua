@@ -34,6 +34,9 @@ local function check_options(options, known, where, level)
     if type(value) ~= kind then
       error(("%s: option '%s' must be a %s (got a %s)"):format(where, key, kind, type(value)), level + 1)
     end
+    if kind == "number" and (value <= 0 or value ~= value) then
+      error(("%s: option '%s' must be a positive number of seconds (got %s)"):format(where, key, value), level + 1)
+    end
   end
 end
 
@@ -79,10 +82,12 @@ local function check_open(self, method, level)
   end
 end
 
-local function with_roles(options, roles)
-  local all = { roles = roles }
-  for name, value in pairs(options or {}) do all[name] = value end
-  return all
+-- A copy: who registers several endpoints may change one table in between, and must not open what is registered already.
+local function own_options(options, common_roles)
+  local own = { roles = common_roles }
+  for name, value in pairs(options or {}) do own[name] = value end
+  own.roles = own.roles and table.move(own.roles, 1, #own.roles, 1, {})
+  return own
 end
 
 -- Called by the methods, and not as a tail call: an error names the line of the script that called them.
@@ -92,8 +97,7 @@ local function register(self, method, verb, resource, options, endpoint)
   local where = ("%s %s"):format(tostring(verb), tostring(resource))
   check_options(options, ENDPOINT_OPTIONS, where, 3)
   if options and options.roles then check_roles(options.roles, where, 3) end
-  if self.common_roles then options = with_roles(options, self.common_roles) end
-  self.routes:add(verb, resource, endpoint, options, 3)
+  self.routes:add(verb, resource, endpoint, own_options(options, self.common_roles), 3)
 end
 
 --- Registers the endpoint that answers GET of a resource. An endpoint is called with the request and returns a code and a body.

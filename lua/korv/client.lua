@@ -102,6 +102,15 @@ end
 
 local begin_connecting
 
+-- Keeps a call until there is a connection: with the body that it has now, whatever the caller does to the table meanwhile. One without a
+-- JSON form is refused when it is to be sent.
+local function enqueue(self, call)
+  local body = call.message.body
+  local text = type(body) == "table" and core.json.encode(body)
+  if text then call.message.body = core.json.decode(text) end
+  self.queue[#self.queue + 1] = call
+end
+
 local function submit(self, call)
   uv.update_time()
   call.due = uv.now() + math.ceil((call.timeout + call.grace) * 1000)
@@ -111,7 +120,7 @@ local function submit(self, call)
   if self.channel and not self.ended then
     send(self, call)
   elseif self.options.reconnect and not self.ended then
-    self.queue[#self.queue + 1] = call
+    enqueue(self, call)
     begin_connecting(self)
   else
     finish(self, call, nil, describe(call, self.lost.message), self.lost.name)
@@ -181,7 +190,7 @@ local function transport_options(self)
     end
   end
   return {
-    host = options.host, port = options.port, user = options.user or os.getenv "USER",
+    host = options.host, port = options.port, user = options.user or identity.user(),
     timeout = self.timeout, keepalive = options.keepalive, accept_new = options.accept_new,
     known_hosts = options.known_hosts ~= false and (options.known_hosts or identity.home "known_hosts") or nil,
     max_message_bytes = options.max_message_bytes, max_packed_bytes = options.max_packed_bytes,
@@ -252,7 +261,8 @@ end
 
 local CALL_OPTIONS = { timeout = "seconds", callback = "function" }
 
-local function check_call(method, verb, resource, options)
+local function check_call(self, method, verb, resource, options)
+  if getmetatable(self) ~= Client then error(("call it with a colon: client:%s(…)"):format(method), 3) end
   if type(verb) ~= "string" then error(("client:%s: the verb must be a string, such as \"GET\""):format(method), 3) end
   if type(resource) ~= "string" then error(("client:%s: the resource must be a string, such as \"/hello\""):format(method), 3) end
   if options ~= nil then check.check("client:" .. method, options, CALL_OPTIONS, 3) end
@@ -268,7 +278,7 @@ end
 -- @treturn ?string message
 -- @treturn ?string name: `ETIMEDOUT`, `ECONNRESET`, `EJSON` (the body has no JSON form), …
 function Client:call(verb, resource, body, options)
-  check_call("call", verb, resource, options)
+  check_call(self, "call", verb, resource, options)
   local callback = options and options.callback
   if callback then
     local call = new_call(self, verb, resource, body, options, function(...) task.spawn(callback, ...) end)
@@ -348,7 +358,8 @@ Client.delete = method "DELETE"
 -- @usage for item, problem in client:stream("GET", "/ticks") do print(problem or item) end
 function Client:stream(verb, resource, body, options)
   if type(options) == "function" then options = { callback = options } end
-  check_call("stream", verb, resource, options)
+  check_call(self, "stream", verb, resource, options)
+  if type(body) == "function" then error("client:stream: the callback is the fourth argument, behind the body", 2) end
   local request = new_call(self, verb, resource, body, nil, nil).message
   request.stream = true
   request.timeout = options and options.timeout or nil
@@ -396,7 +407,7 @@ Client.__gc = Client.close
 -- @treturn ?string message
 -- @treturn ?string name: `EHOSTKEY` (unknown host), `EHOSTKEYCHANGED`, `EAUTH` (no key is let in), `ECONNREFUSED`, `ETIMEDOUT`, …
 local function new(options)
-  check.check("korv.client", options, OPTIONS, 2)
+  options = check.take("korv.client", options, OPTIONS, 2)
   local self = setmetatable({
     options = options, timeout = options.timeout or TIMEOUT,
     calls = {}, queue = {}, live = {}, pending = 0, last_id = 0, due = math.huge,

@@ -16,8 +16,18 @@ local command = {}
 
 local USAGE, FAILED = 64, 1
 local WATCH_MS = 500
+local BROKEN_PIPE = 32 -- EPIPE
 
 local function complain(...) io.stderr:write("korv: ", string.format(...), "\n") end
+
+local unwritten -- why what was to be printed could not be, as on a full disk: that is no success. A reader that has had enough is one
+
+local function noted(ok, problem, code)
+  if not ok and code ~= BROKEN_PIPE then unwritten = unwritten or problem end
+  return ok ~= nil
+end
+
+local function put(...) return noted(io.stdout:write(...)) end
 
 -- Converters for argparse: a value, or nil and what is wrong with it.
 local function whole_number(name, least, most)
@@ -205,10 +215,10 @@ end
 local function show(response, options)
   if not is_success(response) then return show_failure(response, options) end
   if options.raw and type(response.body) == "string" then
-    io.stdout:write(response.body)
+    put(response.body)
     return 0
   end
-  io.stdout:write(is_terminal(1) and pretty(response.body) or korv.json.encode(response.body), "\n")
+  put(is_terminal(1) and pretty(response.body) or korv.json.encode(response.body), "\n")
   return 0
 end
 
@@ -246,9 +256,10 @@ local function watch_reader(gone)
   timer:unref()
 end
 
+-- At once. (A stdout that is buffered by lines would lose what went wrong.)
 local function write_line(body)
   local text = korv.json.encode(body)
-  return io.stdout:write(is_terminal(1) and escape.json(text) or text, "\n") ~= nil
+  return put(is_terminal(1) and escape.json(text) or text, "\n") and noted(io.stdout:flush())
 end
 
 -- The end of a stream: nil and a message where it broke off.
@@ -262,7 +273,6 @@ end
 local function print_items(client, options, body)
   local next_item, items = client:stream(options.verb, options.resource, body, { timeout = options.timeout })
   watch_reader(function() items:cancel() end)
-  io.stdout:setvbuf "line"
   local item, problem = next_item(items)
   while item ~= nil and not problem do
     if not write_line(item) then items:cancel() end
@@ -322,7 +332,7 @@ local function print_columns(endpoints)
     local words = { plain(endpoint.doc), plain_roles(endpoint.roles) }
     if words[1] == "" then table.remove(words, 1) end
     local line = ("%-6s  %s%s  %s"):format(plain(endpoint.verb), resource, padding, table.concat(words, "  "))
-    io.stdout:write((line:gsub(" +$", "")), "\n")
+    put((line:gsub(" +$", "")), "\n")
   end
 end
 
@@ -427,7 +437,11 @@ function command.main(arguments)
   guard_number(arguments)
   local ok, options = new_parser():pparse(arguments)
   if not ok then return refuse(arguments, options) end
-  return command[options.command](options)
+  local status = command[options.command](options)
+  noted(io.stdout:flush())
+  if status ~= 0 or not unwritten then return status end
+  complain("cannot write to standard output: %s", unwritten)
+  return FAILED
 end
 
 return command

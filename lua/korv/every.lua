@@ -45,7 +45,7 @@ function every.new(seconds, fn, level)
 end
 
 --- Begins, unless it was stopped; the first run is one interval away. It does not keep the loop alive.
--- The core's timer holds its function, and so holds itself until it is let go of.
+-- The core's timer is held while it runs, and with it what its function holds.
 function Timer:start()
   if self.timer or self.stopped then return end
   self.timer = core.timer(function() core.spawn(run, self) end)

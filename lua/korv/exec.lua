@@ -8,6 +8,25 @@ local MOST_BYTES = 16 * 1024 * 1024 -- of each of stdout and stderr, unless told
 
 local OPTIONS = { stdin = "string", cwd = "string", env = "table", max_bytes = "number" }
 
+local function is_text(value) return type(value) == "string" or type(value) == "number" end
+
+-- luv would make empty texts of what is none, and end the arguments at a nil.
+local function check_arguments(argv)
+  local last = 0
+  for key in pairs(argv) do last = math.type(key) == "integer" and math.max(last, key) or last end
+  for i = 2, last do
+    if not is_text(argv[i]) then error(("korv.exec: argument %d must be a string, not a %s"):format(i, type(argv[i])), 4) end
+  end
+end
+
+local function check_environment(env)
+  for name, value in pairs(env) do
+    if type(name) ~= "string" or not is_text(value) then
+      error(("korv.exec: env must be a table of names to strings, as in { LANG = \"C\" } (got %s = %s)"):format(name, value), 4)
+    end
+  end
+end
+
 local function check(argv, options)
   if type(argv) ~= "table" or type(argv[1]) ~= "string" then
     error("korv.exec: the program and its arguments must be a list, as in korv.exec { \"uptime\", \"-p\" }", 3)
@@ -16,6 +35,19 @@ local function check(argv, options)
     if not OPTIONS[name] then error(("korv.exec: unknown option '%s'"):format(tostring(name)), 3) end
     if type(value) ~= OPTIONS[name] then error(("korv.exec: %s must be a %s, not a %s"):format(name, OPTIONS[name], type(value)), 3) end
   end
+  check_arguments(argv)
+  check_environment(options.env or {})
+end
+
+-- Where a text of a client's is an argument, it is not to be cut off at a zero byte, which is what the system would do.
+local function find_zero(argv, options)
+  for i, text in ipairs(argv) do
+    if tostring(text):find("\0", 1, true) then return ("argument %d"):format(i) end
+  end
+  for name, text in pairs(options.env or {}) do
+    if (name .. text):find("\0", 1, true) then return "a variable of env" end
+  end
+  return options.cwd and options.cwd:find("\0", 1, true) and "cwd"
 end
 
 local function environment(added)
@@ -73,6 +105,10 @@ function Run:settle()
 end
 
 local function start(argv, options, resume)
+  local zero = find_zero(argv, options)
+  if zero then
+    return nil, ("%s: %s has a zero byte in it, which no program can be given"):format(argv[1]:gsub("\0", "\\0"), zero), "EINVAL"
+  end
   local stdin, stdout, stderr = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
   local run = setmetatable({ name = argv[1], resume = resume, pipes = { stdin, stdout, stderr } }, Run)
   local process, problem, name = uv.spawn(argv[1], {

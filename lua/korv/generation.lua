@@ -130,8 +130,8 @@ local function load_all(self, paths)
   return true
 end
 
-local function succeeded(self, done)
-  self.modules:settle()
+local function succeeded(self, done, required)
+  self.modules:settle(required)
   self.phase = "loaded"
   done(self)
 end
@@ -151,6 +151,7 @@ end
 -- - `state` the table that is `app.state`
 -- - `base` an app whose endpoints and middleware come first
 -- - `limit` seconds that the load may take (10)
+-- - `required` called when an endpoint requires a module that the load did not
 -- - `reload` called by `app:reload` with a function to be called with true, or nil and a message
 -- @tparam function done called with the generation, or nil, a message with file and line, a name, and the list of files that were loaded
 -- or looked for
@@ -158,7 +159,7 @@ end
 function generation.load(paths, options, done)
   local self = new(paths, options)
   return core.slices(function() return load_all(self, paths) end, options.limit or LIMIT, function(whole, ok, message, name)
-    if whole and ok then return succeeded(self, done) end
+    if whole and ok then return succeeded(self, done, options.required) end
     if whole then return failed(self, done, message, name) end
     if message then log.debug("loading failed: %s\n%s", text_of(ok), message) end
     return failed(self, done, placed(self, ok))

@@ -12,6 +12,13 @@ local DEFAULT_KEYS = { "id_ed25519", "id_ecdsa", "id_rsa" }
 -- @treturn string
 function identity.home(name) return (os.getenv "HOME" or ".") .. "/.ssh/" .. name end
 
+--- The user's name, as the environment says it.
+-- @treturn ?string nil where it says none
+function identity.user()
+  local name = os.getenv "USER"
+  return name ~= "" and name or nil
+end
+
 local function load_named(paths, passphrase)
   local list = {}
   for i, path in ipairs(paths) do

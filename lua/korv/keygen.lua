@@ -16,9 +16,10 @@ To serve with it as a host key:
   korv serve --host-key %s endpoints/
 ]]
 
--- Who made it, where, as ssh-keygen has it.
+-- Who made it, where, as ssh-keygen has it. A user of a container may have no name.
 local function default_comment()
-  return ("%s@%s"):format(os.getenv "USER" or uv.os_get_passwd().username or "?", uv.os_gethostname())
+  local entry = uv.os_get_passwd()
+  return ("%s@%s"):format(identity.user() or entry and entry.username or uv.getuid(), uv.os_gethostname())
 end
 
 local function default_file()

@@ -28,7 +28,8 @@ function modules.new(adapt)
 end
 
 --- Has the sources kept no longer: all is loaded.
-function Modules:settle() self.sources = nil end
+-- @tparam[opt] function required called when a module beside the scripts is required later, which adds to `files`
+function Modules:settle(required) self.sources, self.required = nil, required end
 
 function Modules:looked_for(path)
   if self.known[path] then return end
@@ -147,6 +148,7 @@ local function open_own(self, place, name)
   local path = not is_reserved(name) and find_own(self, place, name)
   if not path then return nil end
   local chunk, problem = open(self, path, "t", place.env)
+  if self.required then self.required() end
   if not chunk then error(problem, 0) end
   return chunk, path
 end

@@ -35,6 +35,13 @@ local KINDS = {
     end
   end,
 
+  ["seconds or 0"] = function(value, name)
+    if type(value) ~= "number" or not (value >= 0 and value <= 1e9) then
+      local got = type(value) == "number" and tostring(value) or kind_of(value)
+      return ("%s must be a number of seconds from 0 on, not %s"):format(name, got)
+    end
+  end,
+
   files = is_files,
 
   ["file or files"] = function(value, name)
@@ -51,7 +58,7 @@ local KINDS = {
 --- Raises where a table has an option that is unknown or of the wrong kind.
 -- @tparam string what is called with them, for the message: `korv.server`
 -- @param given
--- @tparam table known names to kinds: a type's name, `string or false`, `seconds`, `files`, `file or files` or `codec`
+-- @tparam table known names to kinds: a type's name, `string or false`, `seconds`, `seconds or 0`, `files`, `file or files` or `codec`
 -- @tparam int level whose fault it is, as for `error`
 function options.check(what, given, known, level)
   if type(given) ~= "table" then error(("%s: options must be a table, not %s"):format(what, kind_of(given)), level + 1) end
@@ -60,6 +67,28 @@ function options.check(what, given, known, level)
     local problem = KINDS[known[name]](value, name)
     if problem then error(("%s: %s"):format(what, problem), level + 1) end
   end
+end
+
+local COPIED = { table = true, files = true, ["file or files"] = true }
+
+local function copy_of(value)
+  if type(value) ~= "table" then return value end
+  local copy = {}
+  for key, member in pairs(value) do copy[key] = member end
+  return copy
+end
+
+--- Checks options that are kept: whoever gave them may change the table for the next server or client. Arguments as for `check`.
+-- @tparam string what
+-- @param given
+-- @tparam table known
+-- @tparam int level
+-- @treturn table a copy
+function options.take(what, given, known, level)
+  options.check(what, given, known, level + 1)
+  local own = {}
+  for name, kind in pairs(known) do own[name] = COPIED[kind] and copy_of(given[name]) or given[name] end
+  return own
 end
 
 --- Calls a function of the core, and has what it raises name who gave it the options.

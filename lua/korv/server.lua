@@ -27,8 +27,9 @@ local OPTIONS = {
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
   timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
-  max_unauthenticated_per_address = "number", ciphers = "string", login_timeout = "seconds", keepalive = "number", cpu_limit = "number",
-  load_limit = "seconds", drain = "seconds", watch = "boolean", ways = "table", introspection = "string or false",
+  max_unauthenticated_per_address = "number", ciphers = "string", login_timeout = "seconds", keepalive = "number",
+  cpu_limit = "seconds or 0", load_limit = "seconds", drain = "seconds", watch = "boolean", ways = "table",
+  introspection = "string or false",
 }
 
 local CHOICES = { revoke = { "close", "keep" }, ciphers = { "modern", "compatible" } }
@@ -138,7 +139,7 @@ end
 -- @treturn ?string message
 -- @treturn ?string name, such as `EPERM`
 local function new(options)
-  check.check("korv.server", options, OPTIONS, 2)
+  options = check.take("korv.server", options, OPTIONS, 2)
   check_choices(options, 3)
   local files = options.authorized_client_keys or "authorized_keys"
   if options.authorize and options.authorized_client_keys then
@@ -190,10 +191,14 @@ function Server:load(...)
   return true
 end
 
+local function watch_anew(server)
+  if server.on_watched then server.on_watched() end
+end
+
 -- What was loaded and does not serve is watched as well: what has to be mended may be among it.
 local function watch_tried(server, files)
   server.tried = files
-  if server.on_watched then server.on_watched() end
+  watch_anew(server)
 end
 
 --- Loads the scripts anew, aside: nothing that is served changes.
@@ -203,7 +208,7 @@ function Server:prepare(number, done)
   if not self.paths then return done(nil, "no scripts to load: server:load names them", "ENOENT") end
   generation.load(self.paths, {
     number = number, state = self.state, base = self.app, limit = self.options.load_limit,
-    reload = function(told) self:reload(told) end,
+    reload = function(told) self:reload(told) end, required = function() watch_anew(self) end,
   }, function(loaded, message, name, files)
     if not loaded then watch_tried(self, files) end
     done(loaded, message, name)
@@ -301,27 +306,15 @@ function Server:reload_keys()
   self.host_keys = self.credentials.host_keys
 end
 
-local function add_name(list, path, what)
-  local folder, name = path:match "^(.*)/([^/]+)$"
-  list[#list + 1] = { folder = folder or ".", names = { [name or path] = true }, what = what }
-end
-
--- The file, and where it is a link the one that it leads to.
-local function add_file(list, path, what)
-  add_name(list, path, what)
-  local real = uv.fs_realpath(path)
-  if real then add_name(list, real, what) end
-end
-
 --- What a change of is to be noticed.
 -- @treturn table a list of `{ folder, names, what }`: `names` is a set of files, nil for any *.lua; `what` is `"scripts"` or `"keys"`
 function Server:watched()
   local list = {}
-  for _, path in ipairs(self.credentials.options.authorized_client_keys) do add_file(list, path, "keys") end
-  for _, path in ipairs(self.credentials.options.host_keys) do add_file(list, path, "keys") end
+  for _, path in ipairs(self.credentials.options.authorized_client_keys) do watch.add_file(list, path, "keys") end
+  for _, path in ipairs(self.credentials.options.host_keys) do watch.add_file(list, path, "keys") end
   for _, folder in ipairs(self.generation.folders or {}) do list[#list + 1] = { folder = folder, what = "scripts" } end
   for _, files in ipairs { self.generation.files or {}, self.tried } do
-    for _, file in ipairs(files) do add_file(list, file, "scripts") end
+    for _, file in ipairs(files) do watch.add_file(list, file, "scripts") end
   end
   return list
 end

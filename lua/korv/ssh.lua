@@ -10,6 +10,9 @@ Transport.__index = Transport
 
 local STDERR_BYTES = 4096 -- of what ssh says, for the message when it fails
 
+-- A path as a value of ssh's configuration, which has blanks between several, quotes, and % before what it puts in itself.
+local function quoted(path) return '"' .. path:gsub("%%", "%%%%"):gsub('[\\"]', "\\%0") .. '"' end
+
 local function arguments(options, given)
   local list = { "-o", "BatchMode=yes", "-o", ("ConnectTimeout=%d"):format(math.max(1, math.ceil(options.timeout))) }
   local function add(...)
@@ -18,7 +21,7 @@ local function arguments(options, given)
   if given.port then add("-p", tostring(given.port)) end
   if given.user then add("-l", given.user) end
   for _, key in ipairs(given.client_keys or {}) do add("-i", key) end
-  if given.known_hosts then add("-o", "UserKnownHostsFile=" .. given.known_hosts) end
+  if given.known_hosts then add("-o", "UserKnownHostsFile=" .. quoted(given.known_hosts)) end
   if given.known_hosts == false then add("-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no") end
   if given.accept_new then add("-o", "StrictHostKeyChecking=accept-new") end
   add("-s", "--", given.host or "localhost", "korv")

@@ -23,6 +23,9 @@ task.spawn = core.spawn
 --   return function() request:cancel() end
 -- end)
 function task.await(begin)
+  if type(begin) ~= "function" then
+    error(("korv.await: its argument is a function, which is called with resume (got a %s)"):format(type(begin)), 2)
+  end
   core.must_wait()
   local early, this, ticket
   local undo = begin(function(...)

@@ -19,7 +19,7 @@ local Test = {}
 Test.__index = Test
 
 local APP = getmetatable(app.new())
-local OPTIONS = { peer = "table", timeout = "number", tracebacks = "boolean", json = "codec", cpu_limit = "number" }
+local OPTIONS = { peer = "table", timeout = "number", tracebacks = "boolean", json = "codec", cpu_limit = "seconds or 0" }
 local CALL_OPTIONS = { timeout = "seconds", peer = "table" }
 local PEER = { fingerprint = "string", name = "string", roles = "table", address = "string", login = "string" }
 local TIMEOUT = 30  -- seconds, as a client has it
@@ -160,11 +160,12 @@ local Items = {}
 Items.__index = Items
 
 function Items:__call()
-  local item, message = stream.next(self.stream)
+  local item, message, name = stream.next(self.stream)
   local last = item == nil or item == false and message ~= nil
   if not last then return item end
   self.code, self.body = self.stream.code, self.stream.body
-  return nil
+  if self.code then return nil end
+  return nil, message, name
 end
 
 --- Gives the stream up: its endpoint is cancelled.
@@ -179,8 +180,8 @@ local function nothing() end
 -- @tparam string resource
 -- @param[opt] body
 -- @tparam[opt] table options as for `Test:call`; the timeout is that of the whole stream
--- @treturn Items to be called for the next item, until it returns nil: then `code` and `body` are its fields. Its method `cancel`, and
--- leaving a generic `for` over it, cancel the endpoint
+-- @treturn Items to be called for the next item, until it returns nil: then `code` and `body` are its fields; where the body that was given
+-- has no JSON form it returns nil, a message and `EJSON`. Its method `cancel`, and leaving a generic `for` over it, cancel the endpoint
 -- @usage
 -- local items = t:stream("GET", "/ticks")
 -- for item in items do print(item) end

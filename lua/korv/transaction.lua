@@ -11,7 +11,6 @@ local attempts = 0 -- of this process: an answer to one that is over is told by 
 
 local function conclude(self)
   self.patience:stop()
-  self.patience = nil -- whose function holds this
   local outcome = { kind = self.failure and "abort" or "commit", number = self.number, attempt = self.attempt }
   for worker in pairs(self.members) do
     worker.transaction = nil

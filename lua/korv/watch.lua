@@ -10,6 +10,7 @@ Watch.__index = Watch
 
 local SETTLED_MS, LATEST_MS = 50, 1000 -- without a further event; after the first one
 local LOOK_MS = 1000
+local MOST_LINKS = 40 -- that lead from one to the next; the kernel follows no more
 
 -- A folder's own end is told under the last part of the path that it was watched by: this one is no name of a file.
 local SELF = "."
@@ -124,6 +125,24 @@ local function look_each_second(self)
   self.looking = uv.new_timer()
   self.looking:start(LOOK_MS, LOOK_MS, function() look_again(self) end)
   self.looking:unref()
+end
+
+local function add_name(list, path, what)
+  local folder, name = path:match "^(.*)/([^/]+)$"
+  list[#list + 1] = { folder = folder or ".", names = { [name or path] = true }, what = what }
+end
+
+--- Adds a file to a list for `Watch:set`, and where it is a symbolic link, each step of the way that it leads: any of them may change.
+-- @tparam table list
+-- @tparam string path
+-- @tparam string what `scripts` or `keys`
+function watch.add_file(list, path, what)
+  for _ = 0, MOST_LINKS do
+    add_name(list, path, what)
+    local target = uv.fs_readlink(path)
+    if not target then return end
+    path = target:sub(1, 1) == "/" and target or (path:match "^.*/" or "") .. target
+  end
 end
 
 --- Sets what is watched. What was watched before goes on without a gap where it is in the new list, too.

@@ -1,5 +1,6 @@
 /* The hub: one for each Lua state. It borrows luv's loop and gives each of its iterations a turn: report what came in, resume what is
  * ready, write what is due. All Lua that korv runs from the loop runs in a turn, protected, on a thread of the hub's own. */
+#include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -7,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "korv/korv.h"
 
@@ -295,6 +297,14 @@ static void ignore_broken_pipes(void) {
   if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
 }
 
+/* Where somebody has closed stdin, stdout or stderr, a pipe of the loop's own would get its number, and the log would go there. */
+static void fill_standard_streams(void) {
+  int fd;
+  do fd = open("/dev/null", O_RDWR);
+  while (fd >= 0 && fd <= STDERR_FILENO);
+  if (fd >= 0) close(fd);
+}
+
 static void open_luv(lua_State *L) {
   lua_getglobal(L, "require");
   lua_pushliteral(L, "luv");
@@ -328,6 +338,7 @@ void hub_open(lua_State *L) {
   lua_pushcfunction(L, cpu_limit);
   lua_setfield(L, -2, "cpu_limit");
   if (hub_find(L)) return; /* the module is loaded a second time */
+  fill_standard_streams();
   open_luv(L);
   ignore_broken_pipes();
   hub **box = lua_newuserdatauv(L, sizeof *box, 0);

@@ -64,7 +64,7 @@ static int after_error(server *s, lua_State *co) {
 }
 
 /* It returned: at the bottom of co lies the request, above it what came back. Leaves the body on top of L. */
-static int after_return(const request *r, lua_State *co) {
+static int after_return(request *r, lua_State *co) {
   lua_State *L = r->server->hub->L;
   lua_settop(co, 3); /* the request, code, body */
   int is_code = lua_isinteger(co, 2);
@@ -74,6 +74,7 @@ static int after_return(const request *r, lua_State *co) {
     lua_xmove(co, L, 1);
     return (int)code;
   }
+  wire_buf_consume(&r->items, r->items.len); /* an error replaces them */
   lua_pushliteral(L, "result");
   lua_xmove(co, L, 3);
   return ask_failed(r->server, 4);

@@ -71,28 +71,33 @@ void timers_close(hub *h) {
 
 /* ---- core.timer -------------------------------------------------------------------------------------------------------------------------- */
 
+/* Its function is its user value: the registry would hold for ever what refers to its own timer, as most of what has one does. */
 typedef struct lua_timer {
   hub *hub;
   timer *running; /* NULL: not started */
-  int function;
+  int self;       /* while it runs */
 } lua_timer;
 
 static void on_lua_timer(void *arg, uint64_t number) {
   (void)number;
   lua_timer *t = arg;
+  hub *h = t->hub;
   t->running = NULL;
-  lua_rawgeti(t->hub->L, LUA_REGISTRYINDEX, t->function);
-  hub_call(t->hub, 0, 0, "in a timer");
+  lua_rawgeti(h->L, LUA_REGISTRYINDEX, t->self);
+  ref_drop(h->L, &t->self);
+  lua_getiuservalue(h->L, -1, 1);
+  lua_remove(h->L, -2); /* t may be gone from here on */
+  hub_call(h, 0, 0, "in a timer");
 }
 
 /* timer(fn) -> timer: calls fn once, each time that it was started and has run off. */
 static int timer_(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
-  lua_timer *t = lua_newuserdatauv(L, sizeof *t, 0);
+  lua_timer *t = lua_newuserdatauv(L, sizeof *t, 1);
   *t = (lua_timer){hub_get(L), NULL, LUA_NOREF};
   luaL_setmetatable(L, TIMER);
   lua_pushvalue(L, 1);
-  t->function = ref_take(L);
+  lua_setiuservalue(L, -2, 1);
   return 1;
 }
 
@@ -100,6 +105,7 @@ static int stop(lua_State *L) {
   lua_timer *t = luaL_checkudata(L, 1, TIMER);
   if (t->running && !t->hub->dead) timer_stop(t->running);
   t->running = NULL;
+  ref_drop(L, &t->self);
   return 0;
 }
 
@@ -108,22 +114,20 @@ static int start(lua_State *L) {
   lua_timer *t = luaL_checkudata(L, 1, TIMER);
   double seconds = luaL_checknumber(L, 2);
   stop(L);
+  lua_pushvalue(L, 1);
+  t->self = ref_take(L);
   t->running = timer_start(t->hub, seconds > 0 ? seconds : 0, on_lua_timer, t, 0);
-  if (!t->running) return luaL_error(L, "out of memory for a timer");
+  if (!t->running) {
+    ref_drop(L, &t->self);
+    return luaL_error(L, "out of memory for a timer");
+  }
   if (lua_toboolean(L, 3)) uv_unref((uv_handle_t *)&t->running->uv);
-  return 0;
-}
-
-static int timer_gc(lua_State *L) {
-  lua_timer *t = luaL_checkudata(L, 1, TIMER);
-  stop(L);
-  ref_drop(L, &t->function);
   return 0;
 }
 
 void timer_open(lua_State *L) {
   static const luaL_Reg methods[] = {{"start", start}, {"stop", stop}, {NULL, NULL}};
-  type_make(L, TIMER, methods, timer_gc);
+  type_make(L, TIMER, methods, stop);
   lua_pushcfunction(L, timer_);
   lua_setfield(L, -2, "timer");
 }
