@@ -31,6 +31,8 @@ local function expect_log(server, pattern)
   assert(support.wait_for(function() return server.stderr:find(pattern) end), server:describe("did not log " .. pattern))
 end
 
+local function parent_of(pid) return tonumber(support.read(("/proc/%d/status"):format(pid)):match "PPid:%s*(%d+)") end
+
 -- What becomes of the next server.
 local function fate(word) support.write("next", word) end
 
@@ -190,6 +192,7 @@ describe("an upgrade", function()
     signal(old, "sigusr2")
     local new = serving(server)
     assert.are_not.equal(old, new)
+    assert.are_not.equal(old, parent_of(new))
     assert.same({ first, second }, { server.first, server.second })
     expect(server, "draining 20 %d+")
     assert.equal(tostring(new), ask(first, "pid"))
@@ -241,7 +244,7 @@ describe("an upgrade", function()
     local pid = serving(server)
     fate "crash"
     signal(pid, "sigusr2")
-    expect_log(server, "error the upgrade failed: the next server ended before it was ready, with status 3; this server goes on")
+    expect_log(server, "error the upgrade failed: the next server ended before it was ready; this server goes on")
     assert.equal(tostring(pid), ask(server.first, "pid"))
     fate "well"
     signal(pid, "sigusr2")
@@ -266,7 +269,7 @@ describe("an upgrade", function()
     local server = support.start({ "lua5.4", THING, folder }, { env = { LUA_PATH = package.path, LUA_CPATH = package.cpath } })
     local pid = serving(server)
     signal(pid, "sigusr2")
-    expect_log(server, "error the upgrade failed: korv%-no%-such%-command: ENOENT")
+    expect_log(server, "error the upgrade failed: korv%-no%-such%-command: no such file or directory")
     assert.equal(tostring(pid), ask(server.first, "pid"))
   end)
 

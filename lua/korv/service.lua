@@ -109,7 +109,6 @@ local function environment_of_next(sockets)
   return list
 end
 
--- Ends the wait for the next server. The process's own handle is closed when that has ended, or with everything else.
 local function end_wait(self)
   local upgrade = self.upgrade
   self.upgrade = nil
@@ -118,15 +117,9 @@ local function end_wait(self)
   return upgrade
 end
 
-local function kill_next(self)
-  local upgrade = end_wait(self)
-  if upgrade.process and not upgrade.ended then upgrade.process:kill "sigkill" end
-end
+local function kill_next(self) uv.kill(end_wait(self).pid, "sigkill") end
 
-local function fail_upgrade(self, reason)
-  kill_next(self)
-  log.error("the upgrade failed: %s; this server goes on", reason)
-end
+local function fail_upgrade(reason, ...) log.error("the upgrade failed: " .. reason .. "; this server goes on", ...) end
 
 local function give_up_upgrade(self)
   if not self.upgrade then return end
@@ -145,39 +138,41 @@ local function hand_over(self)
   linger:start(math.floor(service._linger_seconds * 1000), 0, function() self:drain() end)
 end
 
-local function spawn_next(self, upgrade, argv, on_exit)
-  local stdio = { 0, 1, 2 }
-  for _, fd in ipairs(self.thing.sockets) do stdio[#stdio + 1] = fd end
-  stdio[#stdio + 1] = upgrade.pipe
+-- What it writes when it is ready; nothing is to be read any more once it has ended.
+local function on_pipe(self, data)
+  if data then return hand_over(self) end
+  end_wait(self)
+  fail_upgrade "the next server ended before it was ready"
+end
+
+-- It is no child of this process: systemd takes none but its own children for a main process that it waits for.
+local function spawn_next(sockets, argv)
+  local ends, message = uv.pipe({ nonblock = true }, {})
+  if not ends then return nil, message end
+  local fds = table.move(sockets, 1, #sockets, 1, {})
+  fds[#fds + 1] = ends.write
   core.close_on_exec(FIRST_FD) -- files that the app has open would gather from server to server
-  local process, pid = uv.spawn(argv[1], { args = table.move(argv, 2, #argv, 1, {}), stdio = stdio,
-    env = environment_of_next(self.thing.sockets) }, on_exit)
-  if not process then return nil, pid end
-  process:unref()
-  upgrade.process, upgrade.pid, self.processes[process] = process, pid, true
-  return true
+  local pid
+  pid, message = core.start_orphan(argv, environment_of_next(sockets), fds)
+  uv.fs_close(ends.write)
+  if pid then return pid, ends.read end
+  uv.fs_close(ends.read)
+  return nil, ("%s: %s"):format(argv[1], message)
 end
 
 local function start_next(self, argv)
-  local upgrade = { pipe = uv.new_pipe(false), timer = uv.new_timer() }
-  upgrade.timer:unref()
+  local pid, problem_or_fd = spawn_next(self.thing.sockets, argv)
+  if not pid then return fail_upgrade("%s", problem_or_fd) end
+  local upgrade = { pid = pid, pipe = uv.new_pipe(false), timer = uv.new_timer() }
   self.upgrade = upgrade
-  local ok, message = spawn_next(self, upgrade, argv, function(code, signal)
-    upgrade.ended = true
-    self.processes[upgrade.process] = nil
-    upgrade.process:close()
-    if self.upgrade ~= upgrade then return end
-    fail_upgrade(self, ("the next server ended before it was ready, with %s %d"):format(signal > 0 and "signal" or "status",
-      signal > 0 and signal or code))
-  end)
-  if not ok then return fail_upgrade(self, ("%s: %s"):format(argv[1], message)) end
-  log.info("upgrade: started the next server (process %d)", upgrade.pid)
+  log.info("upgrade: started the next server (process %d)", pid)
   upgrade.timer:start(math.floor(service._ready_seconds * 1000), 0, function()
-    fail_upgrade(self, ("the next server was not ready within %g s"):format(service._ready_seconds))
+    kill_next(self)
+    fail_upgrade("the next server was not ready within %g s", service._ready_seconds)
   end)
-  upgrade.pipe:read_start(function(_, data)
-    if data and self.upgrade == upgrade then hand_over(self) end
-  end)
+  upgrade.timer:unref()
+  upgrade.pipe:open(problem_or_fd)
+  upgrade.pipe:read_start(function(_, data) on_pipe(self, data) end)
   upgrade.pipe:unref()
 end
 
@@ -244,7 +239,6 @@ end
 
 local function clean_up(self)
   give_up_upgrade(self)
-  for process in pairs(self.processes) do process:close() end
   for _, handle in ipairs(self.handles) do handle:close() end
   notify.close()
   uv.run "nowait" -- luv does not survive the end of a program with handles that are half closed
@@ -258,7 +252,7 @@ end
 -- @tparam[opt] table options `drain`: seconds for what is under way (30); `argv`: the command that starts the next server, interpreter
 -- first (that of this process); `announce`: a function that says that it serves, called once signals are listened to
 function service.run(thing, options)
-  local self = setmetatable({ thing = thing, options = options or {}, reloads = 0, handles = {}, processes = {} }, Service)
+  local self = setmetatable({ thing = thing, options = options or {}, reloads = 0, handles = {} }, Service)
   listen_to_signals(self)
   if self.options.announce then self.options.announce() end
   service.ready()

@@ -15,7 +15,7 @@ local supervisor = {}
 -- Seconds without a sign of life after which a worker is killed.
 supervisor._watchdog_seconds = 10
 
-local BACKLOG = 1024      -- connections that nobody has accepted yet, each socket
+local BACKLOG = 4096      -- connections that nobody has accepted yet, each socket; as in the socket unit, for whoever listens last sets it
 local GRACE = 3           -- seconds that a worker has after the time to drain
 local LEAST_WATCHDOG = 2  -- seconds: a sign of life comes each second
 

@@ -32,5 +32,6 @@ int luaopen_korv_core(lua_State *L) {
   connection_open(L);
   reader_open(L);
   fd_open(L);
+  orphan_open(L);
   return 1;
 }
