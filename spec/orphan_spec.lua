@@ -6,26 +6,28 @@ local uv = require "luv"
 
 local PATH = "PATH=" .. os.getenv "PATH"
 
-local function pipe()
-  local ends = assert(uv.pipe())
-  finally(function() uv.fs_close(ends.read) end)
-  return ends
-end
+local function blocked() return support.read("/proc/self/status"):match "SigBlk:%s*(%x+)" end
+
+local BLOCKED = blocked()
+
+local function pipe() return assert(uv.pipe({ nonblock = true }, {})) end
 
 -- Until nobody has the other end any more.
 local function read_all(fd)
-  local text = ""
-  repeat
-    local part = assert(uv.fs_read(fd, 4096, -1))
-    text = text .. part
-  until part == ""
+  local text, is_over, handle = "", false, uv.new_pipe(false)
+  handle:open(fd)
+  handle:read_start(function(_, part)
+    if part then text = text .. part else is_over = true end
+  end)
+  assert.is_true(support.wait_for(function() return is_over end))
+  handle:close()
   return text
 end
 
--- What a shell script prints to file descriptor 3, and its process.
-local function output_of(script, env)
+-- What a program writes to file descriptor 3, and its process.
+local function output_of(argv, env)
   local ends = pipe()
-  local pid = assert(core.start_orphan({ "sh", "-c", script, "sh", "a b" }, env or { PATH }, { ends.write }))
+  local pid = assert(core.start_orphan(argv, env or { PATH }, { ends.write }))
   uv.fs_close(ends.write)
   return read_all(ends.read), pid
 end
@@ -34,37 +36,48 @@ describe("an orphan", function()
   teardown(support.finish)
 
   it("is started with its arguments and its environment, and is no child of ours", function()
-    local text, pid = output_of('echo "$1 $SAID $HOME" $$ $PPID >&3', { PATH, "SAID=so" })
+    local text, pid = output_of({ "sh", "-c", 'echo "$1 $SAID $HOME" $$ $PPID >&3', "sh", "a b" }, { PATH, "SAID=so" })
     local said, own, parent = text:match "^(.-) (%d+) (%d+)\n$"
     assert.same({ "a b so ", pid }, { said, tonumber(own) })
     assert.are_not.equal(uv.os_getpid(), tonumber(parent))
   end)
 
-  it("gets descriptors from 3 on, whatever their numbers are here, and no other ones", function()
+  it("gets descriptors from 3 on, and no other ones", function()
     local first, second = pipe(), pipe()
-    local low, high = math.min(first.write, second.write), math.max(first.write, second.write)
-    local script = "echo 3 >&3; echo 4 >&4; for fd in 5 6 7 8 9; do ! [ -e /proc/$$/fd/$fd ] || echo $fd >&3; done"
     core.close_on_exec(3)
-    assert(core.start_orphan({ "sh", "-c", script }, { PATH }, { high, low }))
+    local argv = { "sh", "-c", "ls /proc/self/fd >&3; echo 4 >&4" } -- the 5 is ls's own
+    assert(core.start_orphan(argv, { PATH }, { first.write, second.write }))
     uv.fs_close(first.write)
     uv.fs_close(second.write)
-    local of_low, of_high = first.read, second.read
-    if low == second.write then of_low, of_high = of_high, of_low end
-    assert.same({ "3\n", "4\n" }, { read_all(of_high), read_all(of_low) })
+    assert.same({ "0\n1\n2\n3\n4\n5\n", "4\n" }, { read_all(first.read), read_all(second.read) })
   end)
 
-  it("has no signal ignored or blocked", function() -- luv ignores SIGPIPE
-    local text = output_of "cat /proc/self/status >&3"
+  it("gets a descriptor whose number another one takes", function()
+    local taker, other = pipe(), pipe()
+    local number, fds = other.write, {}
+    for i = 1, number - 2 do fds[i] = taker.write end
+    fds[#fds + 1] = other.write
+    local script = ("echo taker >/proc/self/fd/%d; echo other >/proc/self/fd/%d"):format(number, number + 1)
+    assert(core.start_orphan({ "sh", "-c", script }, { PATH }, fds))
+    uv.fs_close(taker.write)
+    uv.fs_close(other.write)
+    assert.same({ "taker\n", "other\n" }, { read_all(taker.read), read_all(other.read) })
+  end)
+
+  it("has no signal ignored or blocked", function() -- luv ignores SIGPIPE, a shell would unblock all
+    local text = output_of { "dd", "if=/proc/self/status", "of=/proc/self/fd/3", "status=none" }
     for _, what in ipairs { "SigBlk", "SigIgn" } do
       local mask = tonumber(text:match(what .. ":%s*(%x+)"), 16)
       assert.equal(0, mask & 0x7FFFFFFF, what) -- libc keeps two of those beyond for itself
     end
   end)
 
-  it("leaves the signals here as they were", function()
-    local before = support.read("/proc/self/status"):match "SigBlk:%s*(%x+)"
-    output_of "true"
-    assert.equal(before, support.read("/proc/self/status"):match "SigBlk:%s*(%x+)")
+  it("leaves signals and descriptors here as they were", function()
+    local before = support.descriptors(uv.os_getpid())
+    assert(core.start_orphan({ "true" }, { PATH }, { 0, 0 }))
+    assert.is_nil((core.start_orphan({ "korv-no-such-command" }, { PATH }, { 0, 0 })))
+    assert.equal(before, support.descriptors(uv.os_getpid()))
+    assert.equal(BLOCKED, blocked())
   end)
 
   it("cannot be a program that there is not, or have descriptors that are none", function()

@@ -1,6 +1,7 @@
 --- A server's life as a process: signals, draining, the hand-over to the next server, and the units for systemd. What runs is
 -- spec/peers/thing.lua.
 
+local commanding = require "spec.commanding"
 local core = require "korv.core"
 local support = require "spec.support"
 local uv = require "luv"
@@ -352,6 +353,15 @@ os.execvp(sys.argv[2], sys.argv[2:])]]
     local info = support.read(("/proc/%d/fdinfo/3"):format(pid))
     assert.are_not.equal(0, tonumber(info:match "flags:%s*(%d+)", 8) & uv.constants.O_NONBLOCK, info)
   end)
+
+  for _, workers in ipairs { "1", "2" } do
+    it(("does not say that those are of all interfaces, with %s process(es)"):format(workers), function()
+      local server = support.start { support.python, "-c", ACTIVATE, "ours", support.korv, "serve", "--workers", workers,
+        "--host-key", support.key "host", "--authorized-keys", commanding.authorized(), commanding.script() }
+      local port = expect(server, "port (%d+)")
+      assert.equal(port, (expect(server, "korv: listening on the sockets it was given, port (%d+), host key .*")))
+    end)
+  end
 
   it("does not take those that are another process's", function()
     local server = activated "another"

@@ -222,7 +222,7 @@ end
 --- How many file descriptors a process has open; none where it is not there.
 -- @int pid
 function support.descriptors(pid)
-  local count, open = 0, uv.fs_scandir("/proc/" .. pid .. "/fd")
+  local count, open = 0, uv.fs_scandir(("/proc/%d/fd"):format(pid))
   while open and uv.fs_scandir_next(open) do count = count + 1 end
   return count
 end

@@ -12,10 +12,12 @@ local worker = require "korv.worker"
 
 local FAILED = 1
 
-local function announce(info, host, port)
+-- Where its sockets came from others, nobody has said here what they listen on.
+local function announce(info, host, is_given, port)
   local shown = {}
   for i, key in ipairs(info.host_keys) do shown[i] = ("%s (%s)"):format(key.fingerprint, key.type) end
-  print(("korv: listening on %s port %d, host key %s"):format(host or "all interfaces,", port, table.concat(shown, ", ")))
+  local where = host or is_given and "the sockets it was given," or "all interfaces,"
+  print(("korv: listening on %s port %d, host key %s"):format(where, port, table.concat(shown, ", ")))
   io.stdout:flush()
 end
 
@@ -61,7 +63,7 @@ local function serve_alone(options)
   if not message then server, message = load(options) end
   if server then listening, message = server:listen(sockets) end
   if not listening then return FAILED, message end
-  server:run { drain = options.drain, announce = function() announce(server, options.host, server.port) end }
+  server:run { drain = options.drain, announce = function() announce(server, options.host, sockets, server.port) end }
   return 0
 end
 
@@ -92,15 +94,16 @@ local function start_workers(parent)
 end
 
 local function serve_with_workers(options)
-  local sockets, message = service.inherited()
-  if not sockets and not message then sockets, message = core.bind(options.host, options.port or 8022) end
+  local given, message = service.inherited()
+  local sockets = given
+  if not given and not message then sockets, message = core.bind(options.host, options.port or 8022) end
   if not sockets then return FAILED, message end
   local parent = supervisor.new { argv = service.argv(), sockets = sockets, workers = options.workers }
   local info
   info, message = start_workers(parent)
   if not info then return FAILED, message end
   local port = core.socket_port(sockets[1])
-  service.run(parent, { drain = options.drain, announce = function() announce(info, options.host, port) end })
+  service.run(parent, { drain = options.drain, announce = function() announce(info, options.host, given, port) end })
   return 0
 end
 

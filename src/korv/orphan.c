@@ -51,7 +51,8 @@ static void numbers(lua_State *L, int index, plan *p) {
   }
 }
 
-/* Replaces them by copies that are in nobody's way, for one may have a number that another is to get. 0, or the errno, and what was copied is closed. */
+/* Replaces them by copies that are in nobody's way, for one may have a number that another is to get. 0, or the errno, and what was
+ * copied is to be closed. */
 static int copy_fds(plan *p) {
   for (int i = 0; i < p->count; i++) {
     int copy = fcntl(p->fds[i], F_DUPFD_CLOEXEC, FIRST_FD + p->count);
