@@ -133,4 +133,26 @@ describe("a slip", function()
     pair.in_task(function() korv.sleep(0.2) end) -- its closes come behind
     assert.equal(200, own:get("/x").code)
   end)
+
+  it("of a server that closes a channel, reads nothing more and goes away costs the client one end of that channel, not two", function()
+    local other = support.start({ support.python, support.root .. "/spec/peers/stalling.py", "--host-key", support.key "host",
+      "--authorized-keys", support.authorized_keys "client" }, { stdin = true })
+    other.port = tonumber(other:line():match "^port (%d+)$")
+    other.host_key = support.key "host"
+    local own = assert(pair.dial(other))
+    local ends, calls, turns = {}, 0, 0
+    local channel = own.transport:channel(function() end, function(name) ends[#ends + 1] = name end)
+    assert.is_true(channel:send { id = 1, verb = "GET", resource = "/x" })
+    assert.equal("stalled", other:line())
+    for _ = 1, 40 do own:call("STORE", "/x", ("x"):rep(1 << 20), { callback = function() calls = calls + 1 end }) end
+    pair.wait_for(function() -- the socket is full by then, so that the client cannot close the channel in its turn
+      turns = turns + 1
+      return turns > 60
+    end)
+    other:write "close\n"
+    pair.wait_for(function() return ends[1] end)
+    other:write "end\n"
+    pair.wait_for(function() return calls == 40 end)
+    assert.same({ "ECONNRESET" }, ends)
+  end)
 end)

@@ -154,6 +154,7 @@ static void on_channel_closed(void *owner, net_channel *nc) {
   connection *c = owner;
   outlet *o = net_channel_data(nc);
   if (!o) return;
+  net_channel_set_data(nc, NULL); /* o may be garbage long before the socket has taken our own CLOSE */
   o->net = NULL;
   if (c->hub->dead) return;
   bool session_ends = net_session_why(net_channel_session(nc)) != NULL; /* which is told, too */
