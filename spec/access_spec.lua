@@ -161,6 +161,12 @@ describe("access", function()
       end)
     end
 
+    it("~ is what the user database says where HOME says nothing, as in a service", function()
+      local home = support.run({ "sh", "-c", "getent passwd $(id -u) | cut -d: -f6" }).stdout:gsub("\n$", "")
+      local done = pair.program [[require "luv".os_unsetenv "HOME" io.write(require "korv.identity".home "id_rsa")]]
+      assert.same({ home .. "/.ssh/id_rsa", "" }, { done.stdout, done.stderr })
+    end)
+
     it("is asked for where ~/.ssh has none", function()
       local home = support.path "empty_home"
       local done = pair.program([[print(select(2, korv.client { host = "127.0.0.1" }))]], {}, { env = { HOME = home } })

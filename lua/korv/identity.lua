@@ -2,15 +2,16 @@
 -- @module korv.identity
 
 local core = require "korv.core"
+local uv = require "luv"
 
 local identity = {}
 
 local DEFAULT_KEYS = { "id_ed25519", "id_ecdsa", "id_rsa" }
 
---- A path in the user's ~/.ssh.
+--- A path in the user's ~/.ssh: HOME's, or without it (as in a service) that of the user database.
 -- @tparam string name
 -- @treturn string
-function identity.home(name) return (os.getenv "HOME" or ".") .. "/.ssh/" .. name end
+function identity.home(name) return (uv.os_homedir() or ".") .. "/.ssh/" .. name end
 
 --- The user's name, as the environment says it.
 -- @treturn ?string nil where it says none

@@ -120,8 +120,10 @@ static void gives_a_child_different_bytes(void **state) {
 
 static bool generator_fails;
 
+/* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp): the names are what the linker makes them */
 int __wrap_EVP_RAND_generate(EVP_RAND_CTX *, unsigned char *, size_t, unsigned, int, const unsigned char *, size_t);
 int __real_EVP_RAND_generate(EVP_RAND_CTX *, unsigned char *, size_t, unsigned, int, const unsigned char *, size_t);
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 int __wrap_EVP_RAND_generate(EVP_RAND_CTX *generator, unsigned char *to, size_t n, unsigned strength, int resist, const unsigned char *more,
                              size_t more_length) {

@@ -213,8 +213,7 @@ static request *take(channel *c, bool is_queued) {
   return r;
 }
 
-/* What an answer to the message whose table is on top of L is counted under. The handler says so by core.mark; this is for what does not
- * get to it. */
+/* What an answer to the message on top of L is counted under, where it does not get to the handler, which says so by core.mark. */
 static size_t slot_of(const server *s) {
   lua_State *L = s->hub->L;
   if (s->slot == LUA_NOREF) return SLOT_NOTHING;
