@@ -49,7 +49,10 @@ describe("a console that fails", function()
   setup(function()
     log.error = function(format, ...) problems[#problems + 1] = format:format(...) end
   end)
-  teardown(function() log.error = log_error end)
+  teardown(function()
+    log.error = log_error
+    support.finish() -- luv does not survive the end of a program with a handle that is half closed
+  end)
 
   it("is logged and closed, whichever turn it fails in", function()
     for i, input in ipairs { "GET /hello\n", "unknown\nGET /hello\n" } do

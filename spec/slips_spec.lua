@@ -5,6 +5,15 @@ local korv = require "korv"
 local pair = require "spec.pair"
 local support = require "spec.support"
 
+-- One of spec/peers, which is told by lines on its stdin what to do, if anything.
+local function python_server(name)
+  local other = support.start({ support.python, ("%s/spec/peers/%s.py"):format(support.root, name), "--host-key", support.key "host",
+    "--authorized-keys", support.authorized_keys "client" }, { stdin = true })
+  other.port = tonumber(other:line():match "^port (%d+)$")
+  other.host_key = support.key "host"
+  return other
+end
+
 describe("a slip", function()
   local server, client
 
@@ -120,11 +129,7 @@ describe("a slip", function()
   end)
 
   it("of a server that opens a channel and refuses its subsystem costs the client that stream alone", function()
-    local other = support.start { support.python, support.root .. "/spec/peers/refusing.py", "--host-key", support.key "host",
-      "--authorized-keys", support.authorized_keys "client" }
-    other.port = tonumber(other:line():match "^port (%d+)$")
-    other.host_key = support.key "host"
-    local own = assert(pair.dial(other))
+    local own = assert(pair.dial(python_server "refusing"))
     for _ = 1, 3 do
       for item, problem in own:stream("GET", "/x") do
         assert.same({ false, "GET /x: the server refused a further channel (its max_channels?)" }, { item, problem })
@@ -134,11 +139,13 @@ describe("a slip", function()
     assert.equal(200, own:get("/x").code)
   end)
 
+  it("of a server that opens a channel to its client has an answer", function()
+    local own = assert(pair.dial(python_server "refusing"))
+    assert.equal("refused", own:get("/back").body)
+  end)
+
   it("of a server that closes a channel, reads nothing more and goes away costs the client one end of that channel, not two", function()
-    local other = support.start({ support.python, support.root .. "/spec/peers/stalling.py", "--host-key", support.key "host",
-      "--authorized-keys", support.authorized_keys "client" }, { stdin = true })
-    other.port = tonumber(other:line():match "^port (%d+)$")
-    other.host_key = support.key "host"
+    local other = python_server "stalling"
     local own = assert(pair.dial(other))
     local ends, calls, turns = {}, 0, 0
     local channel = own.transport:channel(function() end, function(name) ends[#ends + 1] = name end)

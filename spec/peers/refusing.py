@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """A server that opens every session channel and takes the subsystem `korv` on the first of each connection only, which answers each line
 with 200. The others are refused at the request, and closed a moment later: the library below a client has the channel until then.
+For the resource /back it opens a channel itself, and the body of the answer is whether the client has refused it.
 """
 import argparse
 import asyncio
@@ -15,8 +16,8 @@ import asyncssh  # noqa: E402
 
 
 class Channel(asyncssh.SSHServerSession):
-    def __init__(self, first):
-        self.first = first
+    def __init__(self, conn, first):
+        self.conn, self.first = conn, first
 
     def connection_made(self, chan):
         self.chan = chan
@@ -28,16 +29,30 @@ class Channel(asyncssh.SSHServerSession):
 
     def data_received(self, data, datatype):
         for line in data.splitlines():
-            self.chan.write(json.dumps({"id": 1.5, "request_id": json.loads(line).get("id", 0), "code": 200, "body": None}) + "\n")
+            asyncio.ensure_future(self.answer(json.loads(line)))
+
+    async def answer(self, message):
+        body = await self.open_back() if message["resource"] == "/back" else None
+        self.chan.write(json.dumps({"id": 1.5, "request_id": message["id"], "code": 200, "body": body}) + "\n")
+
+    async def open_back(self):
+        try:
+            await self.conn.create_connection(asyncssh.SSHTCPSession, "nowhere.invalid", 1)
+            return "opened"
+        except asyncssh.ChannelOpenError:
+            return "refused"
 
 
 class Server(asyncssh.SSHServer):
     def __init__(self):
         self.channels = 0
 
+    def connection_made(self, conn):
+        self.conn = conn
+
     def session_requested(self):
         self.channels += 1
-        return Channel(self.channels == 1)
+        return Channel(self.conn, self.channels == 1)
 
 
 async def main():

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: E402
 
 DISCONNECT, IGNORE, SERVICE_REQUEST, SERVICE_ACCEPT, KEXINIT, NEWKEYS, ECDH_INIT, ECDH_REPLY = 1, 2, 5, 6, 20, 21, 30, 31
 AUTH_REQUEST, AUTH_FAILURE, AUTH_SUCCESS, PK_OK, GLOBAL = 50, 51, 52, 60, 80
-OPEN, OPENED, OPEN_FAILED, ADJUST, DATA, EXTENDED, EOF, REQUEST, SUCCESS = 90, 91, 92, 93, 94, 95, 96, 98, 99
+OPEN, OPENED, OPEN_FAILED, ADJUST, DATA, EXTENDED, EOF, CLOSE, REQUEST, SUCCESS = 90, 91, 92, 93, 94, 95, 96, 97, 98, 99
 
 PATIENCE = float(os.environ.get("RUDE_PATIENCE", "10"))  # seconds for what the server is to do at once
 
@@ -439,6 +439,30 @@ def case_deaf(port, path, what):
     except Lost:
         pass
     return {"sent": sent}
+
+
+def case_no_memory(port, path, control, most):
+    """Commands whose items are sent while the server goes without memory, ever later (see spec/c/fail_allocations.c): which of them had an
+    end, and for which another connection then waited in vain."""
+    ended, stuck, other = 0, [], logged_in(port, path)
+    channel = other.open_channel()
+    with open(control, "r+b", buffering=0) as failing:
+        for number in range(1, int(most) + 1):
+            connection = logged_in(port, path)
+            command = connection.open_channel("session")
+            failing.write(struct.pack("=II", number, 4))
+            connection.send(bytes([REQUEST]) + struct.pack(">I", command) + string("exec") + b"\1" + string("GET /items"))
+            try:
+                connection.expect(CLOSE)
+                ended += 1
+            except (Lost, socket.timeout):
+                stuck.append(number)
+            failing.seek(0)
+            failing.write(bytes(8))
+            failing.seek(0)
+            other.data(channel, b'{"id":1,"verb":"GET","resource":"/waits"}\n')
+            other.expect(DATA)
+    return {"ended": ended, "stuck": stuck}
 
 
 def case_exchanges(port, path, log_in, count):

@@ -35,7 +35,24 @@ static void tell(channel *c, const char *name) {
   if (push_handler(c, name)) call(c, 0, name);
 }
 
+typedef struct handing {
+  const answer *answer;
+  const wire_buf *body;
+} handing;
+
 /* answer(id, code, body, more): id and body are JSON text. */
+static int hand_over(lua_State *L) {
+  const handing *it = lua_touserdata(L, 1);
+  if (!push_handler(it->answer->channel, "answer")) return 0;
+  lua_pushlstring(L, it->answer->id, it->answer->id_len);
+  lua_pushinteger(L, it->answer->code);
+  lua_pushlstring(L, wire_buf_at(it->body), it->body->len);
+  lua_pushboolean(L, it->answer->more);
+  lua_call(L, 4, 0);
+  return 0;
+}
+
+/* An endpoint that sends an item may be running: whatever raised on the hub's thread outside of a call would leave that behind. */
 bool caller_answer(answer *a, lua_State *L, host_json_error *err) {
   channel *c = a->channel;
   hub *h = c->server->hub;
@@ -45,13 +62,10 @@ bool caller_answer(answer *a, lua_State *L, host_json_error *err) {
   lua_pop(L, 1);
   if (!encoded) return false;
   a->bytes = draft->len;
-  if (push_handler(c, "answer")) {
-    lua_pushlstring(h->L, a->id, a->id_len);
-    lua_pushinteger(h->L, a->code);
-    lua_pushlstring(h->L, wire_buf_at(draft), draft->len);
-    lua_pushboolean(h->L, a->more);
-    call(c, 4, "answer");
-  }
+  handing it = {a, draft};
+  lua_pushcfunction(h->L, hand_over);
+  lua_pushlightuserdata(h->L, &it);
+  call(c, 1, "answer");
   wire_buf_consume(draft, draft->len);
   wire_buf_shrink(draft, 65536);
   return true;

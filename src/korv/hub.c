@@ -146,6 +146,15 @@ bool hub_call(hub *h, int nargs, int nresults, const char *where) {
   return ok;
 }
 
+static int tell_log(lua_State *L) {
+  const char *const *words = lua_touserdata(L, 1);
+  lua_getfield(L, LUA_REGISTRYINDEX, LOG);
+  lua_pushstring(L, words[0]);
+  lua_pushstring(L, words[1]);
+  lua_call(L, 2, 0);
+  return 0;
+}
+
 /* core.log is Lua's: function(level, message). Where it is missing or fails, a plain line has to do. */
 void hub_log(hub *h, const char *level, const char *format, ...) {
   char text[2048], line[sizeof text + 32];
@@ -153,13 +162,11 @@ void hub_log(hub *h, const char *level, const char *format, ...) {
   va_start(args, format);
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
-  lua_State *L = h->L;
-  if (lua_getfield(L, LUA_REGISTRYINDEX, LOG) == LUA_TFUNCTION) {
-    lua_pushstring(L, level);
-    lua_pushstring(L, text);
-    if (host_pcall(h->host, L, 2, 0, 0) == LUA_OK) return;
-  }
-  lua_pop(L, 1);
+  const char *words[] = {level, text};
+  lua_pushcfunction(h->L, tell_log);
+  lua_pushlightuserdata(h->L, words);
+  if (host_pcall(h->host, h->L, 1, 0, 0) == LUA_OK) return;
+  lua_pop(h->L, 1);
   log_line(h, line, (size_t)snprintf(line, sizeof line, "korv: %s: %s", level, text));
 }
 

@@ -54,13 +54,13 @@ static int ask_failed(server *s, int nargs) {
   return 500;
 }
 
-/* The endpoint raised: its value is on top of co, whose stack still stands. */
-static int after_error(server *s, lua_State *co) {
+/* The endpoint raised: its value is on top of co, whose stack still stands. Where there is no memory there is none for a traceback. */
+static int after_error(server *s, lua_State *co, int status) {
   lua_State *L = s->hub->L;
   lua_pushliteral(L, "error");
   lua_xmove(co, L, 1);
-  luaL_traceback(L, co, NULL, 0);
-  return ask_failed(s, 3);
+  if (status != LUA_ERRMEM) luaL_traceback(L, co, NULL, 0);
+  return ask_failed(s, status == LUA_ERRMEM ? 2 : 3);
 }
 
 /* It returned: at the bottom of co lies the request, above it what came back. Leaves the body on top of L. */
@@ -105,7 +105,7 @@ static int answer_done(request *r, lua_State *co, int status) {
   server *s = r->server;
   host_json_error err;
   answer a = {.channel = r->channel, .id = r->id, .id_len = r->id_len, .encoding = r->encoding};
-  a.code = status == LUA_OK ? after_return(r, co) : status == HOST_CANCELLED ? after_cancel(r) : after_error(s, co);
+  a.code = status == LUA_OK ? after_return(r, co) : status == HOST_CANCELLED ? after_cancel(r) : after_error(s, co, status);
   if (status == LUA_OK && r->items.len) a.items = &r->items;
   if (!answer_send(&a, s->hub->L, &err)) {
     a.items = NULL;

@@ -353,6 +353,12 @@ static bool set_options(net_session *s, int fd) {
   return true;
 }
 
+/* A server has nothing to ask of us. 1: the library refuses it; else it would keep it for somebody to fetch. */
+static int on_message(ssh_session ssh, ssh_message message, void *userdata) {
+  (void)ssh, (void)message, (void)userdata;
+  return 1;
+}
+
 static void begin_ssh(net_session *s, int fd) {
   net_error err;
   s->ssh = ssh_new();
@@ -362,7 +368,8 @@ static void begin_ssh(net_session *s, int fd) {
     return;
   }
   ssh_set_blocking(s->ssh, 0);
-  ssh_set_counters(s->ssh, &s->counter, NULL);
+  ssh_set_message_callback(s->ssh, on_message, NULL);
+  ssh_set_counters(s->ssh, &s->counter, &s->packets);
   s->state = SESSION_KEX;
   int rc = step_kex(s); /* from here on the fd is libssh's */
   if (s->state >= SESSION_DEAD) return;

@@ -109,7 +109,7 @@ struct net_session {
   uint64_t exchanges_since_ms, exchanges_since_bytes;
   unsigned exchanges; /* of keys, since then */
   struct ssh_callbacks_struct status;
-  struct ssh_counter_struct counter, packets; /* of the socket; of what was in it (server) */
+  struct ssh_counter_struct counter, packets; /* of the socket; of what was in it */
   uint64_t taken_packets; /* of packets.out_packets: when the socket last had room */
   struct ssh_server_callbacks_struct callbacks;
   TAILQ_HEAD(, net_channel) channels;
