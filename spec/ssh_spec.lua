@@ -171,6 +171,23 @@ describe("over ssh,", function()
       pair.wait_for(function() return not runs(tonumber(support.read(path))) end)
     end)
 
+    it("takes an answer without a code for none", function()
+      local env = { PATH = ssh_folder("codeless", [[
+        while read -r line; do
+          case $line in
+            *'"verb"'*) printf '{"request_id":%s,"code":%s}\n' "$(printf %s "$line" | sed 's/.*"id":\([0-9]*\).*/\1/')" "$CODE" ;;
+            *) echo '{"request_id":0,"code":400,"body":null}' ;;
+          esac
+        done]]) }
+      for _, code in ipairs { '"200"', "null", "200.5" } do
+        env.CODE = code
+        for _, command in ipairs { "call", "stream" } do
+          local done = support.run({ support.korv, command, "--ssh", "--timeout", "5", "api", "GET", "/hello" }, { env = env })
+          assert.same({ 1, "", "korv: GET /hello: what the server answered has no code\n" }, { done.code, done.stdout, done.stderr })
+        end
+      end
+    end)
+
     it("closed, leaves no ssh behind", function()
       local own = assert(client())
       local ssh = pid()
