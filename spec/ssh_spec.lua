@@ -188,6 +188,18 @@ describe("over ssh,", function()
       end
     end)
 
+    it("refuses a request over the limit before it is sent, as any client does", function()
+      local own <close> = assert(client { max_request_bytes = 2000 })
+      local text, message = ("x"):rep(2000), "STORE /echo: request: its JSON form is larger than 2000 bytes"
+      assert.same({ nil, message, "EMSGSIZE" }, { own:store("/echo", text) })
+      assert.same({ nil, "STORE /echo: body.f: a function has no JSON form", "EJSON" }, { own:store("/echo", { f = print }) })
+      local next_item, items = own:stream("STORE", "/echo", text)
+      assert.same({ false, message, "EMSGSIZE" }, { next_item(items) })
+      assert.equal(200, own:store("/echo", text:sub(100)).code)
+      local unlimited <close> = assert(client())
+      assert.equal("EMSGSIZE", select(3, unlimited:store("/echo", ("x"):rep(1 << 24))))
+    end)
+
     it("closed, leaves no ssh behind", function()
       local own = assert(client())
       local ssh = pid()
