@@ -155,6 +155,15 @@ describe("korv serve", function()
       refuses(1, serve_argv("--authorized-keys", path, script), path .. ":1: ", ".pub")
     end)
 
+    it("a folder of scripts cannot be read, or holds none", function()
+      local path = folder "shut"
+      refuses(1, serve_argv(path), path .. ": no *.lua in this folder")
+      support.write("shut/hello.lua", "return function() end")
+      uv.fs_chmod(path, 0)
+      refuses(1, concat(POWERLESS, serve_argv(path)), path, "ermission denied")
+      uv.fs_chmod(path, 448)
+    end)
+
     it("authorized_keys cannot be read", function()
       local path = support.write("unreadable_keys", "")
       uv.fs_chmod(path, 0)

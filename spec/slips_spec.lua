@@ -39,6 +39,8 @@ describe("a slip", function()
     ["call it with a colon: client:call"] = function() client.call("GET", "/x") end,
     ["call it with a colon: client:stream"] = function() client.stream("GET", "/x") end,
     ["korv.await: its argument is a function, .*got a nil"] = function() korv.await() end,
+    ["call it with a colon: server:get"] = function() server.get("/x", print) end,
+    ["GET /x: the endpoint, the last argument, must be a function"] = function() pair.new_server():get "/x" end,
     ["call it with a colon: client:get"] = function() client.get("/x") end,
   } do
     it("is told: " .. what, function() pair.must_raise(what, slip) end)

@@ -171,6 +171,35 @@ describe("over ssh,", function()
       pair.wait_for(function() return not runs(tonumber(support.read(path))) end)
     end)
 
+    it("takes an answer without a code for none", function()
+      local env = { PATH = ssh_folder("codeless", [[
+        while read -r line; do
+          case $line in
+            *'"verb"'*) printf '{"request_id":%s,"code":%s}\n' "$(printf %s "$line" | sed 's/.*"id":\([0-9]*\).*/\1/')" "$CODE" ;;
+            *) echo '{"request_id":0,"code":400,"body":null}' ;;
+          esac
+        done]]) }
+      for _, code in ipairs { '"200"', "null", "200.5" } do
+        env.CODE = code
+        for _, command in ipairs { "call", "stream" } do
+          local done = support.run({ support.korv, command, "--ssh", "--timeout", "5", "api", "GET", "/hello" }, { env = env })
+          assert.same({ 1, "", "korv: GET /hello: what the server answered has no code\n" }, { done.code, done.stdout, done.stderr })
+        end
+      end
+    end)
+
+    it("refuses a request over the limit before it is sent, as any client does", function()
+      local own <close> = assert(client { max_request_bytes = 2000 })
+      local text, message = ("x"):rep(2000), "STORE /echo: request: its JSON form is larger than 2000 bytes"
+      assert.same({ nil, message, "EMSGSIZE" }, { own:store("/echo", text) })
+      assert.same({ nil, "STORE /echo: body.f: a function has no JSON form", "EJSON" }, { own:store("/echo", { f = print }) })
+      local next_item, items = own:stream("STORE", "/echo", text)
+      assert.same({ false, message, "EMSGSIZE" }, { next_item(items) })
+      assert.equal(200, own:store("/echo", text:sub(100)).code)
+      local unlimited <close> = assert(client())
+      assert.equal("EMSGSIZE", select(3, unlimited:store("/echo", ("x"):rep(1 << 24))))
+    end)
+
     it("closed, leaves no ssh behind", function()
       local own = assert(client())
       local ssh = pid()

@@ -134,7 +134,8 @@ local function on_message(self, message)
   local call = self.calls[math.type(id) == "float" and math.tointeger(id) or id]
   if call then
     self.pause = nil
-    finish(self, call, message)
+    if math.type(message.code) == "integer" then return finish(self, call, message) end
+    finish(self, call, nil, describe(call, "what the server answered has no code"), "EPROTO")
   elseif id == 0 and message.code then
     log.warn("the server refused a message of ours: %s %s", message.code, core.json.encode(message.body))
   else

@@ -12,17 +12,19 @@ end
 
 local ENTRIES = 64 -- read at once
 
--- The *.lua in a folder, in the order of their names. (luv's fs_scandir keeps something of each call for ever.)
+-- The *.lua in a folder, in the order of their names; or nil, message, name. (luv's fs_scandir keeps something of each call for ever.)
 local function scripts_in(folder)
-  local names, open = {}, uv.fs_opendir(folder, nil, ENTRIES)
-  local entries = open and uv.fs_readdir(open)
+  local names, open, message, name = {}, uv.fs_opendir(folder, nil, ENTRIES)
+  if not open then return nil, message, name end
+  local entries = uv.fs_readdir(open)
   while entries do
     for _, entry in ipairs(entries) do
       if entry.name:find "^[^.].*%.lua$" then names[#names + 1] = folder .. "/" .. entry.name end
     end
     entries = uv.fs_readdir(open)
   end
-  if open then uv.fs_closedir(open) end
+  uv.fs_closedir(open)
+  if #names == 0 then return nil, folder .. ": no *.lua in this folder", "ENOENT" end
   table.sort(names)
   return names
 end
@@ -37,8 +39,9 @@ function loader.find(paths)
   for _, path in ipairs(paths) do
     local list = { path }
     if is_folder(path) then
-      list = scripts_in((path:gsub("/+$", "")))
-      if #list == 0 then return nil, path .. ": no *.lua in this folder", "ENOENT" end
+      local message, name
+      list, message, name = scripts_in((path:gsub("(.)/+$", "%1")))
+      if not list then return nil, message, name end
       for _, script in ipairs(list) do found[script] = true end
     end
     table.move(list, 1, #list, #found + 1, found)

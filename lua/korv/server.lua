@@ -171,7 +171,10 @@ end
 -- @tparam string resource
 -- @tparam function endpoint
 for _, method in ipairs { "get", "store", "update", "delete", "use", "add_callback" } do
-  Server[method] = function(self, ...) return self.app[method](self.app, ...) end
+  Server[method] = function(self, ...)
+    if getmetatable(self) ~= Server then error(("call it with a colon: server:%s(…)"):format(method), 2) end
+    return self.app[method](self.app, ...)
+  end
 end
 
 -- Generations -----------------------------------------------------------------------------------------------------------------------

@@ -76,7 +76,11 @@ end
 -- @treturn ?string name
 function Transport:send(message)
   local text, problem, name = core.json.encode(message)
-  if not text then return nil, problem, name end
+  local most = self.options.max_request_bytes
+  if most and text and #text > most then text, problem = nil, ("value: its JSON form is larger than %d bytes"):format(most) end
+  if not text then
+    return nil, (problem:gsub("^value", "request")), problem:find "its JSON form is larger than" and "EMSGSIZE" or name
+  end
   self.stdin:write(text .. "\n")
   return true
 end

@@ -30,6 +30,9 @@ end
 local function describe(self, what) return ("%s %s: %s"):format(self.request.verb, self.request.resource, what) end
 
 local function on_last(self, response)
+  if math.type(response.code) ~= "integer" then
+    return finish(self, false, describe(self, "what the server answered has no code"), "EPROTO")
+  end
   self.code, self.body = response.code, response.body
   if response.code >= 200 and response.code <= 299 then return finish(self) end
   finish(self, false, describe(self, ("%d %s"):format(response.code, core.json.encode(response.body))), "ESTATUS")

@@ -1,5 +1,4 @@
-/* A request: from a message's fields to a coroutine that runs the app's handler, and from what that returns, raises or is cancelled by
- * to the answer. */
+/* A request: from a message's fields to a coroutine that runs the app's handler, and from its end, whatever that is, to the answer. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
