@@ -3,6 +3,7 @@
 local commanding = require "spec.commanding"
 local korv = require "korv"
 local support = require "spec.support"
+local uv = require "luv"
 
 local assert_complains = commanding.assert_complains
 
@@ -26,6 +27,13 @@ describe("korv", function()
       for _, part in ipairs(parts) do assert.is_truthy(done.stdout:find(part, 1, true), part) end
     end)
   end
+
+  it("may be called by a symbolic link from anywhere", function()
+    local link = support.path "linked"
+    assert(uv.fs_symlink(support.korv, link))
+    local done = support.run { "sh", "-c", 'cd / && "$0" --version', link }
+    assert.same({ 0, "korv " .. korv.version .. "\n", "" }, { done.code, done.stdout, done.stderr })
+  end)
 
   for arguments, parts in pairs {
     ["serve --prot 1 x.lua"] = { "--prot", "did you mean '--port'? See korv serve --help" },

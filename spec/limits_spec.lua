@@ -108,6 +108,27 @@ describe("the limits of a server", function()
         assert.equal(200, second:ask(text("6", "GET", "/hello")).code)
       end)
 
+      it("max_in_flight_bytes: a request that makes it more is a 503, with its id; one at a time is taken, however long", function()
+        local channel = open { max_in_flight_bytes = 4096 }
+        local function long(id, verb, resource) return text(id, verb, resource, '"' .. ("x"):rep(5000) .. '"') end
+        assert.equal(200, channel:ask(long("1", "STORE", "/length")).code)
+        channel:request(long("2", "GET", "/gate"))
+        pair.wait_for(function() return began == 1 end)
+        local response = channel:ask(text("3", "GET", "/hello"))
+        assert.same({ 503, "3" }, { response.code, response.request_id })
+        assert.matches("Too many bytes", raw_channel.value(response).message)
+        open_gates()
+        channel:expect(1)
+        assert.equal(200, channel:ask(text("4", "GET", "/hello")).code)
+        began = 0
+        channel:request(text("5", "GET", "/gate"), text("6", "GET", "/gate"))
+        pair.wait_for(function() return began == 2 end)
+        assert.equal(503, channel:ask(long("7", "STORE", "/length")).code)
+        assert.equal(200, channel:ask(text("8", "GET", "/hello")).code)
+        open_gates()
+        channel:expect(2)
+      end)
+
       it("max_channel_in_flight: the channel is not read, others are, and a pipeline runs at the speed of its endpoints", function()
         local channel = open { max_channel_in_flight = 5 }
         channel:stream(ids(60, function(id) return channel:message(text(id, "GET", "/pause")) end))
@@ -290,9 +311,9 @@ describe("the limits of a server", function()
   end)
 
   it("are checked as options, and the message names which", function()
-    for name, wrong in pairs { max_message_bytes = 0, max_packed_bytes = -1, max_response_bytes = 1, max_depth = 0, max_in_flight = 0,
-      max_channel_in_flight = 0, max_turn_bytes = 0, max_queued_bytes = 1, max_connections = 0, max_unauthenticated = 0, max_channels = 0,
-      max_auth_attempts = 0, login_timeout = 0, keepalive = -1, timeout = -1 } do
+    for name, wrong in pairs { max_message_bytes = 0, max_packed_bytes = -1, max_response_bytes = 1, max_depth = 0, max_in_flight =
+      0, max_in_flight_bytes = 0, max_channel_in_flight = 0, max_turn_bytes = 0, max_queued_bytes = 1, max_connections = 0,
+      max_unauthenticated = 0, max_channels = 0, max_auth_attempts = 0, login_timeout = 0, keepalive = -1, timeout = -1 } do
       local ok, message = pcall(function() pair.new_server { [name] = wrong }:listen() end)
       assert.is_false(ok, name .. " may be " .. wrong)
       assert.matches(name .. " must be ", message)

@@ -25,7 +25,8 @@ local OPTIONS = {
   authorized_client_keys = "file or files", authorize = "function",
   revoke = "string", tracebacks = "boolean", json = "codec", max_packet_size = "number",
   max_message_bytes = "number", max_packed_bytes = "number", max_response_bytes = "number", max_depth = "number",
-  timeout = "number", max_in_flight = "number", max_channel_in_flight = "number", max_turn_bytes = "number", max_queued_bytes = "number",
+  timeout = "number", max_in_flight = "number", max_in_flight_bytes = "number", max_channel_in_flight = "number",
+  max_turn_bytes = "number", max_queued_bytes = "number",
   max_connections = "number", max_unauthenticated = "number", max_channels = "number", max_auth_attempts = "number",
   max_unauthenticated_per_address = "number", ciphers = "string", login_timeout = "seconds", keepalive = "number",
   cpu_limit = "seconds or 0", load_limit = "seconds", drain = "seconds", watch = "boolean", ways = "table",
@@ -125,7 +126,7 @@ end
 -- - `max_depth` of nested JSON (128)
 -- - `timeout` seconds for any request (0: none); past it its endpoint is cancelled and the answer is 504
 -- - `max_channel_in_flight` requests of a channel (1024), `max_queued_bytes` of its unread answers (256 KiB): past these it is not read
--- - `max_in_flight` requests in all (65536): past it the answer is 503
+-- - `max_in_flight` requests in all (65536), `max_in_flight_bytes` of JSON in them (128 MiB): past these the answer is 503
 -- - `max_turn_bytes` that one channel has decoded in a turn of the loop before others get theirs (1 MiB)
 -- - `max_connections` (10000, lowered to what file descriptors allow), `max_channels` of each (64)
 -- - `max_unauthenticated` connections that have not logged in (256), `max_unauthenticated_per_address` of these (64; of IPv6, from one /64)

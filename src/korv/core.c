@@ -27,7 +27,7 @@ int luaopen_korv_core(lua_State *L) {
   notify_open(L);
   slice_open(L);
   server_open(L);
-  request_open(L);
+  endpoint_open(L);
   metrics_open(L);
   connection_open(L);
   reader_open(L);

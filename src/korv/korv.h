@@ -128,7 +128,7 @@ void connection_open(lua_State *L); /* core.dial */
 void reader_open(lua_State *L);     /* core.reader */
 void fd_open(lua_State *L);         /* core.dup_cloexec */
 void orphan_open(lua_State *L);     /* core.start_orphan */
-void request_open(lua_State *L);    /* core.send, core.deadline, core.mark */
+void endpoint_open(lua_State *L);   /* core.send, core.deadline, core.mark */
 void metrics_open(lua_State *L);    /* core.duration_bounds */
 void timer_open(lua_State *L);      /* core.timer */
 void log_open(lua_State *L);        /* core.log_write, log_flush, log_dropped, log_time */

@@ -33,6 +33,7 @@ static void retire(request *r) {
   LIST_REMOVE(r, link);
   LIST_INSERT_HEAD(&r->server->spare, r, link);
   r->server->in_flight--;
+  r->server->in_flight_bytes -= r->asked_bytes;
   generation_leave(r->generation);
   server_release(r->server);
 }
@@ -130,6 +131,11 @@ static void on_done(void *owner, host_task *t, lua_State *co, int status, int nr
   channel_less_busy(c);
 }
 
+request *request_running(const hub *h) {
+  const host_task *running = h ? host_task_running(h->host) : NULL;
+  return running ? host_task_owner(running, on_done) : NULL;
+}
+
 /* ---- cancelling -------------------------------------------------------------------------------------------------------------------------- */
 
 static void cancel(request *r, int code) {
@@ -176,8 +182,7 @@ static void on_deadline(void *arg, uint64_t number) {
   cancel(r, 504);
 }
 
-/* The earliest deadline counts, from when the request began. */
-static void set_deadline(request *r, double seconds) {
+void request_set_deadline(request *r, double seconds) {
   if (!(seconds > 0) || (r->deadline && seconds >= r->seconds)) return;
   if (r->deadline) timer_stop(r->deadline);
   r->seconds = seconds;
@@ -190,7 +195,7 @@ static void set_deadline(request *r, double seconds) {
 /* A request that came in this turn began when the turn did, or when the one before it ended: the clock is asked once for each request. */
 static uint64_t beginning(hub *h, bool is_queued) { return h->in_turn && !is_queued ? h->clock_ns : hub_clock(h); }
 
-static request *take(channel *c, bool is_queued) {
+static request *take(channel *c, size_t asked_bytes, bool is_queued) {
   server *s = c->server;
   request *r = LIST_FIRST(&s->spare);
   if (r)
@@ -203,10 +208,12 @@ static request *take(channel *c, bool is_queued) {
   r->cancel_code = 0;
   r->stream = r->sent = false;
   r->bytes = 0;
+  r->asked_bytes = asked_bytes;
   r->began_ns = beginning(s->hub, is_queued);
   LIST_INSERT_HEAD(&c->requests, r, link);
   LIST_INSERT_HEAD(&s->hub->requests, r, live);
   s->in_flight++;
+  s->in_flight_bytes += asked_bytes;
   s->requests++;
   r->generation = generation_enter(s);
   return r;
@@ -234,7 +241,7 @@ static void drop_reserved(lua_State *L, const host_json_field *f) {
 }
 
 /* The message's table is on top of L (popped): it becomes the request that the handler gets. */
-static void begin(channel *c, lua_State *L, const host_json_field *f, double timeout, wire_encoding encoding) {
+static void begin(channel *c, lua_State *L, const host_json_field *f, double timeout, const wire_message *m) {
   server *s = c->server;
   bool is_queued = !c->reader; /* a caller asks, out of Lua: what the endpoint computes is not that code's to answer for */
   int line = LUA_NOREF;
@@ -246,19 +253,19 @@ static void begin(channel *c, lua_State *L, const host_json_field *f, double tim
   size_t slot = is_queued ? slot_of(s) : SLOT_NOTHING;
   host_task *t = host_task_new(s->hub->host, L, on_done, NULL);
   if (s->answered != LUA_NOREF) lua_pushvalue(L, -1), line = ref_take(L);
-  request *r = take(c, is_queued);
+  request *r = take(c, m->len, is_queued);
   if (!r) luaL_error(L, "out of memory for a request");
   r->task = t; /* and nothing raises any more, which would leave a request that nobody ends */
   host_task_set_owner(t, r);
   r->line = line;
   r->slot = slot;
-  r->encoding = encoding;
+  r->encoding = m->encoding;
   r->id_len = f[ID].raw.len;
   memcpy(r->id, f[ID].raw.at, f[ID].raw.len);
   r->stream = f[STREAM].type == LUA_TBOOLEAN && f[STREAM].raw.at[0] == 't';
   r->table = lua_topointer(L, -1);
-  set_deadline(r, s->timeout);
-  set_deadline(r, timeout);
+  request_set_deadline(r, s->timeout);
+  request_set_deadline(r, timeout);
   lua_pushvalue(L, -1);
   lua_rawgeti(L, LUA_REGISTRYINDEX, r->generation->handler);
   lua_rotate(L, -2, 1);
@@ -317,8 +324,17 @@ static fault find_fault(const host_json_field *f, double timeout) {
 
 static bool is_cancel(const host_json_field *f) { return f[CANCEL].raw.at && !f[VERB].raw.at; }
 
+/* What the server cannot take in now. Whatever the limit of bytes, one message at a time is taken: how large it may be has another. */
+static fault find_limit(const server *s, size_t bytes) {
+  if (s->draining) return (fault){503, stopping, NULL};
+  if (s->in_flight >= s->in_flight_most) return (fault){503, "Too many requests in flight on this server", NULL};
+  if (s->in_flight_bytes > 0 && s->in_flight_bytes + bytes > s->in_flight_bytes_most)
+    return (fault){503, "Too many bytes of requests in flight on this server", NULL};
+  return (fault){0, NULL, NULL};
+}
+
 /* The message is a table on top of L (popped) whose fields are f. */
-static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire_encoding encoding) {
+static void read_fields(channel *c, lua_State *L, const host_json_field *f, const wire_message *m) {
   if (is_cancel(f)) {
     lua_pop(L, 1);
     cancel_by_id(c, &f[CANCEL].raw);
@@ -326,17 +342,16 @@ static void read_fields(channel *c, lua_State *L, const host_json_field *f, wire
   }
   double timeout = read_timeout(L, f);
   fault wrong = find_fault(f, timeout);
-  if (!wrong.code && c->server->draining) wrong = (fault){503, stopping, NULL};
-  if (!wrong.code && c->server->in_flight >= c->server->in_flight_most) wrong = (fault){503, "Too many requests in flight on this server", NULL};
+  if (!wrong.code) wrong = find_limit(c->server, m->len);
   if (!wrong.code) {
-    begin(c, L, f, timeout, encoding);
+    begin(c, L, f, timeout, m);
     return;
   }
   bool is_request = f[VERB].type == LUA_TSTRING && f[RESOURCE].type == LUA_TSTRING;
   size_t slot = is_request ? slot_of(c->server) : SLOT_NO_REQUEST;
   int table = is_request ? ref_take(L) : LUA_NOREF;
   if (!is_request) lua_pop(L, 1);
-  answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = encoding, .code = wrong.code};
+  answer a = {.channel = c, .id = "0", .id_len = 1, .encoding = m->encoding, .code = wrong.code};
   if (has_id(f)) a.id = f[ID].raw.at, a.id_len = f[ID].raw.len;
   answer_refuse(&a, wrong.message, wrong.detail);
   note_refused(c, &a, table, slot);
@@ -368,7 +383,7 @@ void request_read(channel *c, const wire_message *m) {
   if (!decode(c, m, fields, &err)) {
     request_refuse(c, m->encoding, 400, unable, err.text);
   } else if (is_object(m)) {
-    read_fields(c, L, fields, m->encoding);
+    read_fields(c, L, fields, m);
   } else {
     lua_pop(L, 1);
     request_refuse(c, m->encoding, 400, unable, "a message is a JSON object");
@@ -385,115 +400,4 @@ bool request_cancel(channel *c, const wire_message *m) {
   if (!is_cancel(fields)) return false;
   cancel_by_id(c, &fields[CANCEL].raw);
   return true;
-}
-
-/* ---- what an endpoint may call --------------------------------------------------------------------------------------------------------------- */
-
-/* The request whose table is at index 1: most often the one whose task runs. */
-static request *find(hub *h, lua_State *L) {
-  const void *table = lua_topointer(L, 1);
-  const host_task *running = host_task_running(h->host);
-  request *r = running ? host_task_owner(running, on_done) : NULL;
-  if (r && r->table == table) return r;
-  LIST_FOREACH(r, &h->requests, live) {
-    if (r->table == table) return r;
-  }
-  return NULL;
-}
-
-/* Behind the wait: what the wake brought, if anything, says that the client has gone. */
-static int sent(lua_State *L, int status, lua_KContext top) {
-  (void)status;
-  if (lua_gettop(L) > (int)top) return lua_gettop(L) - (int)top;
-  lua_pushboolean(L, true);
-  return 1;
-}
-
-/* The peer reads slowly: go on when what is queued for it has drained. */
-static int wait_to_send(lua_State *L, channel *c) {
-  host_task *t = task_that_waits(L, 1);
-  sender waiting = {t, host_task_ticket(c->server->hub->host, t, NULL, NULL)};
-  if (wire_buf_append(&c->senders, &waiting, sizeof waiting) < 0) return luaL_error(L, "out of memory for a stream");
-  host_task_wait(t);
-  return lua_yieldk(L, 0, lua_gettop(L), sent);
-}
-
-static int send_item(lua_State *L, request *r) {
-  host_json_error err;
-  answer a = {.channel = r->channel, .id = r->id, .id_len = r->id_len, .encoding = r->encoding, .code = 200, .more = true};
-  lua_settop(L, 2);
-  if (!answer_send(&a, L, &err)) return luaL_error(L, "request:send: %s", err.text);
-  r->bytes += a.bytes;
-  hub_poke(r->server->hub);
-  if (channel_is_clogged(r->channel)) return wait_to_send(L, r->channel);
-  return sent(L, LUA_OK, lua_gettop(L));
-}
-
-static int gather_item(lua_State *L, request *r) {
-  host_json_error err;
-  host_json_limits limits = r->server->json;
-  size_t begin = r->items.len;
-  if (begin && wire_buf_append(&r->items, ",", 1) < 0) return luaL_error(L, "out of memory for a stream's items");
-  limits.bytes = limits.bytes > begin ? limits.bytes - begin : 1;
-  lua_settop(L, 2);
-  if (host_json_encode(L, 2, "item", &limits, &r->items, &err) == 0) return sent(L, LUA_OK, 2);
-  r->items.len = begin;
-  if (!err.too_large) return luaL_error(L, "request:send: %s", err.text);
-  return luaL_error(L, "request:send: the items are longer than max_response_bytes (%I) together: call this endpoint with stream = true",
-                    (LUAI_UACINT)r->server->json.bytes);
-}
-
-/* send(request, item) -> true | nil, message, name: request:send. */
-static int send_(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TTABLE);
-  request *r = find(hub_get(L), L);
-  if (!r) return luaL_error(L, "request:send: this request has been answered already");
-  if (!r->channel) return fail(L, "ECANCELED", "the client has gone");
-  r->sent = true;
-  return r->stream ? send_item(L, r) : gather_item(L, r);
-}
-
-/* remaining() -> seconds | nil: what is left to the request whose endpoint calls this. */
-static int remaining(lua_State *L) {
-  hub *h = hub_find(L);
-  const host_task *running = h ? host_task_running(h->host) : NULL;
-  const request *r = running ? host_task_owner(running, on_done) : NULL;
-  if (!r || !r->deadline) return 0;
-  uint64_t now = uv_now(h->loop);
-  lua_pushnumber(L, r->due_ms > now ? (double)(r->due_ms - now) / 1000 : 0.001);
-  return 1;
-}
-
-/* request_id() -> string | nil: the JSON text of the id of the request whose endpoint calls this. */
-static int request_id(lua_State *L) {
-  hub *h = hub_find(L);
-  const host_task *running = h ? host_task_running(h->host) : NULL;
-  const request *r = running ? host_task_owner(running, on_done) : NULL;
-  if (!r) return 0;
-  lua_pushlstring(L, r->id, r->id_len);
-  return 1;
-}
-
-/* deadline(request, seconds): it ends with 504 after so many seconds, unless it has to earlier. */
-static int deadline(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TTABLE);
-  request *r = find(hub_get(L), L);
-  if (r) set_deadline(r, luaL_checknumber(L, 2));
-  return 0;
-}
-
-/* mark(slot): what the request that begins is counted under. Called for each, so it has to be quick. */
-static int mark(lua_State *L) {
-  const hub *h = *(hub **)lua_touserdata(L, lua_upvalueindex(1));
-  if (h && h->beginning) h->beginning->slot = (size_t)lua_tointeger(L, 1);
-  return 0;
-}
-
-void request_open(lua_State *L) {
-  static const luaL_Reg functions[] = {{"send", send_},           {"deadline", deadline}, {"remaining", remaining},
-                                       {"request_id", request_id}, {NULL, NULL}};
-  luaL_setfuncs(L, functions, 0);
-  hub_push(L);
-  lua_pushcclosure(L, mark, 1);
-  lua_setfield(L, -2, "mark");
 }

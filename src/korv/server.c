@@ -321,6 +321,7 @@ static void read_limits(lua_State *L, server *s) {
   s->json.bytes = (size_t)option_integer(L, 1, "max_response_bytes", 16 << 20, 1024, 1 << 30);
   s->channel_in_flight_most = (size_t)option_integer(L, 1, "max_channel_in_flight", 1024, 1, 1 << 20);
   s->in_flight_most = (size_t)option_integer(L, 1, "max_in_flight", 65536, 1, 1 << 24);
+  s->in_flight_bytes_most = (size_t)option_integer(L, 1, "max_in_flight_bytes", 128 << 20, 1024, (lua_Integer)1 << 40);
   s->turn_bytes = (size_t)option_integer(L, 1, "max_turn_bytes", 1 << 20, 1024, 1 << 30);
   s->timeout = (double)option_ms(L, 1, "timeout", 0) / 1000;
   s->queued_most = (size_t)option_integer(L, 1, "max_queued_bytes", 256 << 10, 65536, 1 << 30);

@@ -1,4 +1,4 @@
-/* What server.c, control.c, generation.c, metrics.c, access.c, request.c, answer.c and caller.c share: the server's types. */
+/* What server.c, control.c, generation.c, metrics.c, access.c, request.c, endpoint.c, answer.c and caller.c share: the server's types. */
 #ifndef KORV_SERVER_H
 #define KORV_SERVER_H
 
@@ -31,6 +31,7 @@ typedef struct request {
   uint64_t began_ns; /* by hub_clock, which is not asked for each */
   size_t slot;       /* what it is counted under */
   size_t bytes;      /* answered so far */
+  size_t asked_bytes; /* the message's, as JSON */
   const void *table; /* the Lua table's address: it lives as long as the task, at the bottom of its stack */
   timer *deadline;   /* NULL: none */
   double seconds;    /* the deadline's */
@@ -66,6 +67,7 @@ struct server {
   wire_limits in;
   host_json_limits json;
   size_t in_flight, in_flight_most; /* of all channels */
+  size_t in_flight_bytes, in_flight_bytes_most; /* of their messages */
   size_t channel_in_flight_most, queued_most, turn_bytes;
   double timeout; /* of a request, in seconds; 0: none */
   uint64_t requests; /* ever */
@@ -163,6 +165,8 @@ bool request_cancel(channel *c, const wire_message *m); /* false, and nothing is
 void request_refuse(channel *c, wire_encoding encoding, int code, const char *message, const char *detail); /* with request_id 0 */
 void request_orphan(channel *c); /* the channel has gone: what runs for it is cancelled */
 void request_cancel_all(server *s, int code); /* which their clients are answered */
+request *request_running(const hub *h); /* whose endpoint runs now; NULL: none. h may be NULL */
+void request_set_deadline(request *r, double seconds); /* from when it began; the earliest counts */
 
 /* ---- caller.c ---------------------------------------------------------------------------------------------------------------------------- */
 
