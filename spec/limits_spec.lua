@@ -311,8 +311,8 @@ describe("the limits of a server", function()
   end)
 
   it("are checked as options, and the message names which", function()
-    for name, wrong in pairs { max_message_bytes = 0, max_packed_bytes = -1, max_response_bytes = 1, max_depth = 0, max_in_flight =
-      0, max_in_flight_bytes = 0, max_channel_in_flight = 0, max_turn_bytes = 0, max_queued_bytes = 1, max_connections = 0,
+    for name, wrong in pairs { max_message_bytes = 0, max_packed_bytes = -1, max_response_bytes = 1, max_depth = 0,
+      max_in_flight = 0, max_in_flight_bytes = 0, max_channel_in_flight = 0, max_turn_bytes = 0, max_queued_bytes = 1, max_connections = 0,
       max_unauthenticated = 0, max_channels = 0, max_auth_attempts = 0, login_timeout = 0, keepalive = -1, timeout = -1 } do
       local ok, message = pcall(function() pair.new_server { [name] = wrong }:listen() end)
       assert.is_false(ok, name .. " may be " .. wrong)
