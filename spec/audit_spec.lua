@@ -62,7 +62,9 @@ describe("ssh-audit", function()
       end
       local old = support.run(ssh "hmac-sha2-256")
       assert.same({ 255, "" }, { old.code, old.stdout })
-      assert.matches(code == 0 and "no matching MAC found" or "no matching cipher found", old.stderr)
+      -- Of libssh's own list, or where that was not written any more, in a disconnect message of ours.
+      local why = code == 0 and "no matching MAC found" or "no matching cipher found"
+      assert.is_truthy(old.stderr:find(why, 1, true) or old.stderr:find("no algorithm was in common", 1, true), old.stderr)
     end
   end)
 
@@ -70,7 +72,7 @@ describe("ssh-audit", function()
     local server = pair.listen(pair.new_server {})
     for _ = 1, 20 do
       local done = support.run(support.ssh(server, { "-c", "aes256-cbc" }, "127.0.0.1", "GET", "/hello"))
-      assert.matches("no matching cipher found. Their offer: aes128-gcm@openssh.com,", done.stderr, nil, true)
+      assert.matches("^[^\n]* no [^\n]*aes128%-gcm@openssh.com,aes256%-gcm", done.stderr)
     end
   end)
 
@@ -87,7 +89,7 @@ describe("ssh-audit", function()
     local bytes = ("SSH-2.0-eager\r\n" .. packet):gsub(".", function(c) return ("%02x"):format(c:byte()) end)
     local program = ("import socket; socket.create_connection(('127.0.0.1', %d)).sendall(bytes.fromhex('%s'))"):format(server.port, bytes)
     assert.is_true(os.execute(('%s -c "%s"'):format(support.python, program)))
-    pair.wait_for_log "no log%-in from 127.0.0.1: the handshake failed: there was no algorithm in common"
+    pair.wait_for_log "no log%-in from 127.0.0.1: the handshake failed: what came was no SSH, or no algorithm was in common"
   end)
 
   it("keys are exchanged anew after a GiB, with a cipher and a client that would not do it by themselves", function()

@@ -151,7 +151,6 @@ void net_handle_gone(net *n); /* from every close callback */
 void net_error_set(net_error *err, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 void net_session_packet_written(net_session *s); /* to libssh */
-void net_session_cork(net_session *s, bool on);  /* what is sent until the last cork is off leaves together */
 
 /* session.c */
 net_session *net_session_new(net *n, const net_events *events, void *owner);

@@ -117,7 +117,8 @@ void net_report_broken_off(net *n) {
   net_session_changed(s); /* where it was its end that could not be told, that is to be told again */
 }
 
-void net_session_cork(net_session *s, bool on) {
+/* What is sent until the last cork is off leaves together. */
+static void cork(net_session *s, bool on) {
   if (on)
     s->corks++;
   else
@@ -135,7 +136,7 @@ static void set_full_by_a_byte(net_session *s, bool on) {
  * as full by its first unsent byte makes it gather them, until it no longer counts as full. Then all leave together. */
 static void begin_gathering(net_session *s) {
   s->gathering = true;
-  net_session_cork(s, true);
+  cork(s, true);
 }
 
 /* Only now: the first packet libssh may send without asking the socket again, and it takes EAGAIN for the end. */
@@ -150,7 +151,7 @@ static void end_gathering(net_session *s) {
     ssh_blocking_flush(s->ssh, 0);
     net_session_healthy(s);
   }
-  net_session_cork(s, false);
+  cork(s, false);
 }
 
 static bool has_packets(const net_session *s) {
@@ -209,10 +210,10 @@ static bool has_parting(const net_session *s) {
 
 static void flush_session(net_session *s) {
   bool parting = s->state == SESSION_OPEN && has_parting(s);
-  if (parting) net_session_cork(s, true);
+  if (parting) cork(s, true);
   if (s->state == SESSION_OPEN) write_channels(s);
   close_channels(s);
-  if (parting) net_session_cork(s, false);
+  if (parting) cork(s, false);
   net_session_note_input(s);
   if (s->state < SESSION_DEAD) net_session_mask(s);
 }

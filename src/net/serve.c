@@ -272,18 +272,6 @@ static ssh_session new_ssh(void) {
   return NULL;
 }
 
-/* libssh takes the socket for writable only where a poll behind its last write says so. Once its version is out, and before the peer can
- * have seen it: else the peer's algorithms may come in one read with its version, and where none is common to both, libssh would close
- * with its own list unwritten, and the peer not know why. */
-static void begin_key_exchange(net_session *s) {
-  net_session_cork(s, true);
-  errno = 0; /* see net_session_error */
-  ssh_handle_key_exchange(s->ssh);
-  if (net_session_healthy(s) && net_session_drive(s)) net_session_pump(s);
-  net_session_cork(s, false);
-  net_session_written(s);
-}
-
 void net_serve_accept(net_listener *l, int fd, const char *address, const net_source *source) {
   net_error err;
   ssh_session ssh = new_ssh();
@@ -311,6 +299,9 @@ void net_serve_accept(net_listener *l, int fd, const char *address, const net_so
   } else if (!net_session_watch(s, &err)) {
     net_session_fail(s, err.name, "%s", err.text);
   } else {
-    begin_key_exchange(s);
+    errno = 0; /* see net_session_error */
+    ssh_handle_key_exchange(ssh); /* begins it; ssh_event_dopoll does the rest */
+    if (net_session_healthy(s)) net_session_drive(s);
+    net_session_written(s);
   }
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "net/internal.h"
@@ -104,19 +105,48 @@ void net_session_close_handles(net_session *s) {
 
 /* ---- life ----------------------------------------------------------------------------------------------------------------------- */
 
+static const char closed[] = "the peer closed the connection";
+
 /* The library's last words, where they say more than that the socket was closed. Where it has closed it over what came, they may be of
  * a write behind that, and an errno that nobody has set: 0, as it was before the library was entered. */
 const char *net_session_error(const net_session *s) {
   const char *what = ssh_get_error(s->ssh);
-  if (!what || !*what || strstr(what, "disconnected")) return "the peer closed the connection";
+  if (!what || !*what || strstr(what, "disconnected")) return closed;
   if (!strstr(what, "Socket error: Success")) return what;
-  return s->state == SESSION_KEX ? "the handshake failed: there was no algorithm in common, or what came was no SSH" : "what came was no SSH";
+  if (s->state != SESSION_KEX) return "what came was no SSH";
+  return "the handshake failed: what came was no SSH, or no algorithm was in common with " NET_KEX "; " NET_CIPHERS;
+}
+
+static unsigned char *put_number(unsigned char *to, size_t n) {
+  for (int shift = 24; shift >= 0; shift -= 8) *to++ = (unsigned char)(n >> shift);
+  return to;
+}
+
+/* A client's algorithms do not suit, and libssh has closed its socket, perhaps with its own list unwritten, so that the client would not
+ * know why. There is another descriptor of that socket, and nothing is encrypted yet: it is told in the clear (RFC 4253, 6 and 11.1). */
+static void refuse_in_the_clear(const net_session *s, const char *why) {
+  enum { DISCONNECT = 1, KEY_EXCHANGE_FAILED = 3, LEAST_PADDING = 4, BLOCK = 8 };
+  unsigned char packet[1024] = {0}, *at = packet + 5; /* behind the lengths of the packet and of its padding */
+  size_t length = strnlen(why, sizeof packet - 64);
+  *at++ = DISCONNECT;
+  at = put_number(put_number(at, KEY_EXCHANGE_FAILED), length);
+  at = put_number((unsigned char *)memcpy(at, why, length) + length, 0); /* in no language */
+  size_t filled = (size_t)(at - packet), whole = (filled + LEAST_PADDING + BLOCK - 1) / BLOCK * BLOCK;
+  packet[4] = (unsigned char)(whole - filled);
+  put_number(packet, whole - 4);
+  send(s->poll_fd, packet, whole, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static bool may_be_told(const net_session *s) {
+  return s->listener && s->state == SESSION_KEX && s->poll_fd >= 0 && s->counter.out_bytes > 0 && !ssh_get_kex_algo(s->ssh);
 }
 
 bool net_session_healthy(net_session *s) {
   if (s->state >= SESSION_DEAD) return false;
   if (ssh_get_fd(s->ssh) >= 0 && !(ssh_get_status(s->ssh) & (SSH_CLOSED | SSH_CLOSED_ERROR))) return true;
-  net_session_fail(s, "ECONNRESET", "%s", net_session_error(s));
+  const char *why = net_session_error(s);
+  if (why != closed && may_be_told(s)) refuse_in_the_clear(s, why);
+  net_session_fail(s, "ECONNRESET", "%s", why);
   return false;
 }
 
