@@ -35,6 +35,12 @@ describe("korv", function()
     assert.same({ 0, "korv " .. korv.version .. "\n", "" }, { done.code, done.stdout, done.stderr })
   end)
 
+  it("says in another Lua that it needs 5.4", function()
+    local done = support.run({ "lua5.4", "-e", '_VERSION = "Lua 5.1" require "korv"' }, { env = { LUA_PATH = package.path } })
+    assert.equal(1, done.code)
+    assert.matches("korv needs Lua 5.4, and this is Lua 5.1: start it with lua5.4", done.stderr, nil, true)
+  end)
+
   for arguments, parts in pairs {
     ["serve --prot 1 x.lua"] = { "--prot", "did you mean '--port'? See korv serve --help" },
     ["call --acept-new h GET /"] = { "--acept-new", "did you mean '--accept-new'? See korv call --help" },

@@ -6,6 +6,8 @@
 -- server:add_callback("GET", "/hello", function(request) return 200, { msg = "Hello World!" } end)
 -- server:start()
 
+if _VERSION ~= "Lua 5.4" then error("korv needs Lua 5.4, and this is " .. _VERSION .. ": start it with lua5.4", 0) end
+
 local core = require "korv.core"
 local app = require "korv.app"
 local every = require "korv.every"

@@ -103,6 +103,7 @@ row("one-line", "lines, 1 connection, 1 in flight", function()
   return {
     compare(results, P50, "korv", "nginx", { "<=", 1 }),
     compare(results, P99, "korv", "nginx", { "<=", 1 }),
+    compare(results, P50, "korv", "bare libssh"),
     compare(results, CPU, "korv", "nginx"),
     compare(results, CPU, "korv", "bare libssh"),
   }
