@@ -376,15 +376,8 @@ def case_tiny_packets(port, path, way, most):
         return {"lost": True}
 
 
-def case_past_window(port, path, way, stderr):
-    """More than any window holds, on a channel that is not read: it asks for things that take long, or has no way in yet."""
-    connection = logged_in(port, path)
-    channel = connection.open_channel("session" if way == "none" else way)
-    if way == "session":
-        connection.subsystem(channel)
-    if way != "none":
-        connection.data(channel, b'{"id":1,"verb":"GET","resource":"/long"}\n' * 4)
-    kind = bytes([EXTENDED]) + struct.pack(">II", channel, 1) if stderr == "stderr" else bytes([DATA]) + struct.pack(">I", channel)
+def pour(connection, kind):
+    """Sends 8 MiB as messages of that kind, unless the connection ends before; and waits for its end."""
     sent = 0
     try:
         while sent < 8 << 20:
@@ -394,6 +387,18 @@ def case_past_window(port, path, way, stderr):
     except Lost:
         pass
     return {"sent": sent}
+
+
+def case_past_window(port, path, way, stderr):
+    """More than any window holds, on a channel that is not read: it asks for things that take long, or has no way in yet."""
+    connection = logged_in(port, path)
+    channel = connection.open_channel("session" if way == "none" else way)
+    if way == "session":
+        connection.subsystem(channel)
+    if way != "none":
+        connection.data(channel, b'{"id":1,"verb":"GET","resource":"/long"}\n' * 4)
+    kind = bytes([EXTENDED]) + struct.pack(">II", channel, 1) if stderr == "stderr" else bytes([DATA]) + struct.pack(">I", channel)
+    return pour(connection, kind)
 
 
 def case_after_the_end(port, path, end):
@@ -406,15 +411,7 @@ def case_after_the_end(port, path, end):
     else:
         connection.data(channel, b"\x1f\x8b is no gzip member at all")
         connection.expect(DATA)
-    sent = 0
-    try:
-        while sent < 8 << 20:
-            connection.data(channel, bytes(32000))
-            sent += 32000
-        connection.await_end()
-    except Lost:
-        pass
-    return {"sent": sent}
+    return pour(connection, bytes([DATA]) + struct.pack(">I", channel))
 
 
 def case_deaf(port, path, what):
